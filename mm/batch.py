@@ -1,0 +1,360 @@
+"""The words everybody speaks: one study as a `Sample`, several as a `Batch`, and what networks exchange.
+
+Axes in shapes: B studies, V visits (0 is the current one, then priors, the most recent first), K findings
+(order of `mm.ontology.FINDINGS`), I instances, Z Y X voxels (Z to the head, Y to the back, X to the left),
+S sound sites (order of `mm.ontology.SOUND_SITES`), T audio samples, R measurements (order of
+`mm.ontology.MEASUREMENTS`), N tokens, D width, L text length, M rows of text to write.
+All are frozen: a method returns a new one. A modality that no study of a batch has is None.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Modality = Literal["volume", "image", "audio", "record"]
+SlotKind = Literal["finding", "normal", "comparison", "impression", "answer"]
+SLOT_KINDS: tuple[SlotKind, ...] = ("finding", "normal", "comparison", "impression", "answer")
+Language = Literal["en", "zh"]
+
+
+class Movable:
+    """Tensors in dataclass fields, moved together."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same content with every tensor on `device`."""
+        moved = {}
+        for item in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                moved[item.name] = value.to(device, non_blocking=non_blocking)
+            elif isinstance(value, Movable):
+                moved[item.name] = value.to(device, non_blocking=non_blocking)
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+# ---------------------------------------------------------------------------------------------- networks
+
+
+@dataclass(frozen=True)
+class Tokens(Movable):
+    """A padded sequence of vectors; what every encoder returns."""
+
+    values: Float[Tensor, "B N D"]
+    mask: Bool[Tensor, "B N"]
+
+    def __post_init__(self) -> None:
+        if self.values.shape[:2] != self.mask.shape:
+            raise ValueError(f"mask {tuple(self.mask.shape)} does not fit values {tuple(self.values.shape)}")
+
+
+@dataclass(frozen=True)
+class Padded(Movable):
+    """Token ids of texts, padded on the right with 0."""
+
+    values: Int[Tensor, "M L"]
+    lengths: Int[Tensor, "M"]
+
+    @property
+    def mask(self) -> Bool[Tensor, "M L"]:
+        """True where a token is real."""
+        return torch.arange(self.values.shape[1], device=self.values.device) < self.lengths[:, None]
+
+    @classmethod
+    def of(cls, rows: list[list[int]]) -> "Padded":
+        """Pads lists of ids to the longest."""
+        width = max((len(row) for row in rows), default=0)
+        values = torch.zeros(len(rows), max(width, 1), dtype=torch.long)
+        for index, row in enumerate(rows):
+            values[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        return cls(values, torch.tensor([len(row) for row in rows], dtype=torch.long))
+
+
+# ------------------------------------------------------------------------------------------------ inputs
+
+
+@dataclass(frozen=True)
+class Volumes(Movable):
+    """CT volumes on the model grid in HU (float32, not windowed: the encoder windows).
+
+    `count` is the number of visits a study has (0: no volume at all), `days` how long before the current
+    visit each was made (0 for the current one).
+    """
+
+    values: Float[Tensor, "B V 1 Z Y X"]
+    count: Int[Tensor, "B"]
+    days: Float[Tensor, "B V"]
+
+
+@dataclass(frozen=True)
+class Images(Movable):
+    """Radiographs on the model's image grid, 0 (black) to 1 (white: dense tissue), patient's left on the right."""
+
+    values: Float[Tensor, "B 1 Y X"]
+    present: Bool[Tensor, "B"]
+
+
+@dataclass(frozen=True)
+class Audio(Movable):
+    """Sounds at `mm.ontology.SOUND_RATE`, -1 to 1; a missing site has length 0."""
+
+    values: Float[Tensor, "B S T"]
+    lengths: Int[Tensor, "B S"]
+
+
+@dataclass(frozen=True)
+class Records(Movable):
+    """Measurements in canonical units (raw, not standardised: the encoder standardises) and words."""
+
+    values: Float[Tensor, "B R"]
+    known: Bool[Tensor, "B R"]
+    words: Padded
+    present: Bool[Tensor, "B"]
+
+
+# ------------------------------------------------------------------------------------------------- truth
+
+
+@dataclass(frozen=True)
+class Targets(Movable):
+    """What the finding head is trained on.
+
+    Masks are bit fields: bit k of a voxel is set where finding k is. Centres are in voxel indices of the
+    model grid (z, y, x) or pixel indices of the image grid (y, x). Sizes are in the finding's own unit.
+    `sides` and `change` index `mm.ontology.SIDES` and `CHANGES`. Change 0 (unknown) is not trained on.
+    """
+
+    present: Bool[Tensor, "B K"]
+    change: Int[Tensor, "B K"]
+    volume_bits: Int[Tensor, "B V Z Y X"] | None
+    count: Int[Tensor, "B V K"] | None
+    centers: Float[Tensor, "B V K I 3"] | None
+    sizes: Float[Tensor, "B V K I"] | None
+    sides: Int[Tensor, "B V K I"] | None
+    image_bits: Int[Tensor, "B Y X"] | None
+    image_count: Int[Tensor, "B K"] | None
+    image_centers: Float[Tensor, "B K I 2"] | None
+    image_sides: Int[Tensor, "B K I"] | None
+
+
+@dataclass(frozen=True)
+class Slots(Movable):
+    """What each row of text is about: the decoder's view of one finding, or of the whole report.
+
+    All five are indices: `kind` into SLOT_KINDS, `code` into ontology.CODES shifted by one (0: none),
+    `side`, `change` and `grade` into ontology.SIDES, CHANGES and GRADES.
+    """
+
+    kind: Int[Tensor, "M"]
+    code: Int[Tensor, "M"]
+    side: Int[Tensor, "M"]
+    change: Int[Tensor, "M"]
+    grade: Int[Tensor, "M"]
+
+
+@dataclass(frozen=True)
+class Writing(Movable):
+    """Rows of text to write or to learn: row m belongs to study `study[m]`.
+
+    `prompt` holds language token, slot token and, for a question, its words and the answer token;
+    `target` holds the sentence (or answer) and the end token, and is a label only: None when generating.
+    """
+
+    study: Int[Tensor, "M"]
+    slots: Slots
+    prompt: Padded
+    target: Padded | None
+
+
+@dataclass(frozen=True)
+class Batch(Movable):
+    """Several studies; any input may be None. `text` is the whole report for contrastive alignment."""
+
+    size: int
+    volumes: Volumes | None = None
+    image: Images | None = None
+    audio: Audio | None = None
+    record: Records | None = None
+    text: Padded | None = None
+    writing: Writing | None = None
+    targets: Targets | None = None
+
+    def without(self, modality: Modality | Literal["priors"]) -> "Batch":
+        """The same studies with one input taken away (for ablations)."""
+        if modality == "priors":
+            if self.volumes is None:
+                return self
+            kept = self.volumes
+            current = Volumes(kept.values[:, :1], kept.count.clamp(max=1), kept.days[:, :1])
+            return replace(self, volumes=current)
+        if modality == "volume":
+            return replace(self, volumes=None)
+        if modality == "image":
+            return replace(self, image=None)
+        if modality == "audio":
+            return replace(self, audio=None)
+        return replace(self, record=None)
+
+
+# ------------------------------------------------------------------------------------------------ sample
+
+
+@dataclass(frozen=True)
+class Record:
+    """A clinical record after unit conversion: canonical values by measurement name, and free words."""
+
+    values: dict[str, float]
+    words: str
+
+
+@dataclass(frozen=True)
+class FindingTruth:
+    """One instance of a finding (or a resolved one), the same names as in report.json.
+
+    Attributes:
+        code: Of the ontology.
+        present: False only for a finding that a prior shows and the current study doesn't.
+        side: Patient's side.
+        center_mm: Patient LPS, or None where the finding has no place in the volume.
+        image_center_mm: (x, z) patient millimetres on the radiograph, or None where it doesn't show.
+        size: In the unit of the finding's measure, or None.
+        change: Against the last prior.
+        sources: Where it can be seen in this patient.
+    """
+
+    code: str
+    present: bool
+    side: str
+    center_mm: tuple[float, float, float] | None
+    image_center_mm: tuple[float, float] | None
+    size: float | None
+    change: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VisitTruth:
+    """Truth of one volume on the model grid."""
+
+    bits: Int[np.ndarray, "Z Y X"]
+    findings: tuple[FindingTruth, ...]
+    centers: tuple[tuple[float, float, float] | None, ...]
+    """Voxel index (z, y, x) on the model grid of each of `findings`."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Labels of a sample; never an input. `visits` is parallel to the sample's volumes."""
+
+    findings: tuple[FindingTruth, ...]
+    visits: tuple[VisitTruth, ...]
+    image_bits: Int[np.ndarray, "Y X"] | None
+    image_centers: tuple[tuple[float, float] | None, ...]
+    """Pixel index (y, x) on the image grid of each of `findings`."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence with placeholders (<size>, <side>, <days>, <findings>) and what it is about.
+
+    `finding` is the index into the report's list of findings, or None for kinds that sum up.
+    """
+
+    kind: SlotKind
+    text: str
+    finding: int | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on a study and its answer."""
+
+    question: str
+    answer: str
+    closed: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One study, by role: inputs, then prompt and target, then truth. Any input may be None."""
+
+    study: str
+    volumes: tuple[Float[np.ndarray, "Z Y X"], ...] = ()
+    days: tuple[float, ...] = ()
+    image: Float[np.ndarray, "Y X"] | None = None
+    audio: tuple[Float[np.ndarray, "T"] | None, ...] = ()
+    record: Record | None = None
+    language: Language = "en"
+    report: tuple[Sentence, ...] = ()
+    text: str = ""
+    """The whole report with its placeholders filled."""
+    questions: tuple[Question, ...] = ()
+    truth: Truth | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.volumes) != len(self.days):
+            raise ValueError(f"{len(self.volumes)} volumes but {len(self.days)} days")
+
+    def inputs(self) -> Iterator[Modality]:
+        """The modalities this study has."""
+        if self.volumes:
+            yield "volume"
+        if self.image is not None:
+            yield "image"
+        if any(sound is not None for sound in self.audio):
+            yield "audio"
+        if self.record is not None:
+            yield "record"
+
+
+# --------------------------------------------------------------------------------------------- generated
+
+
+@dataclass(frozen=True)
+class DetectedFinding:
+    """One instance of a finding as the head reports it; the report's sentences copy from here.
+
+    A code that is absent has one row with `present` False; a resolved one says so in `change`.
+
+    Attributes:
+        code: Of the ontology.
+        present: Probability at or above the sealed threshold.
+        probability: Calibrated, of this code in this study (the same for all its instances).
+        side: Patient's side.
+        voxel: (z, y, x) on the model grid of the current volume, or None.
+        pixel: (y, x) on the model's image grid, or None.
+        size: In the unit of the finding's measure, or None.
+        change: Against the last prior.
+    """
+
+    code: str
+    present: bool
+    probability: float
+    side: str
+    voxel: tuple[float, float, float] | None
+    pixel: tuple[float, float] | None
+    size: float | None
+    change: str
+
+
+@dataclass(frozen=True)
+class GeneratedSentence:
+    """A sentence as the decoder wrote it, placeholders unfilled; `finding` indexes the report's findings."""
+
+    kind: SlotKind
+    text: str
+    finding: int | None
+    log_probability: float
+
+
+@dataclass(frozen=True)
+class GeneratedReport:
+    """What the model says of one study in one language."""
+
+    language: Language
+    findings: tuple[DetectedFinding, ...]
+    sentences: tuple[GeneratedSentence, ...]
