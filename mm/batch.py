@@ -9,7 +9,7 @@ All are frozen: a method returns a new one. A modality that no study of a batch 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Self
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,19 +20,21 @@ Modality = Literal["volume", "image", "audio", "record"]
 SlotKind = Literal["finding", "normal", "comparison", "impression", "answer"]
 SLOT_KINDS: tuple[SlotKind, ...] = ("finding", "normal", "comparison", "impression", "answer")
 Language = Literal["en", "zh"]
+T = TypeVar("T")
+
+
+AnyMovable = TypeVar("AnyMovable", bound="Movable")
 
 
 class Movable:
     """Tensors in dataclass fields, moved together."""
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+    def to(self: AnyMovable, device: torch.device | str, *, non_blocking: bool = False) -> AnyMovable:
         """The same content with every tensor on `device`."""
         moved = {}
         for item in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                moved[item.name] = value.to(device, non_blocking=non_blocking)
-            elif isinstance(value, Movable):
+            if isinstance(value, Tensor | Movable):
                 moved[item.name] = value.to(device, non_blocking=non_blocking)
         return replace(self, **moved)  # type: ignore[type-var]
 
@@ -57,7 +59,7 @@ class Padded(Movable):
     """Token ids of texts, padded on the right with 0."""
 
     values: Int[Tensor, "M L"]
-    lengths: Int[Tensor, "M"]
+    lengths: Int[Tensor, " M"]
 
     @property
     def mask(self) -> Bool[Tensor, "M L"]:
@@ -74,6 +76,27 @@ class Padded(Movable):
         return cls(values, torch.tensor([len(row) for row in rows], dtype=torch.long))
 
 
+@dataclass(frozen=True)
+class BySource(Movable, Generic[T]):
+    """One thing a modality, each made from that modality alone; None where a batch has no such input."""
+
+    volume: T | None = None
+    image: T | None = None
+    audio: T | None = None
+    record: T | None = None
+
+    def items(self) -> Iterator[tuple[Modality, T]]:
+        """Those that are there, in this order."""
+        if self.volume is not None:
+            yield "volume", self.volume
+        if self.image is not None:
+            yield "image", self.image
+        if self.audio is not None:
+            yield "audio", self.audio
+        if self.record is not None:
+            yield "record", self.record
+
+
 # ------------------------------------------------------------------------------------------------ inputs
 
 
@@ -86,7 +109,7 @@ class Volumes(Movable):
     """
 
     values: Float[Tensor, "B V 1 Z Y X"]
-    count: Int[Tensor, "B"]
+    count: Int[Tensor, " B"]
     days: Float[Tensor, "B V"]
 
 
@@ -95,7 +118,7 @@ class Images(Movable):
     """Radiographs on the model's image grid, 0 (black) to 1 (white: dense tissue), patient's left on the right."""
 
     values: Float[Tensor, "B 1 Y X"]
-    present: Bool[Tensor, "B"]
+    present: Bool[Tensor, " B"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +136,7 @@ class Records(Movable):
     values: Float[Tensor, "B R"]
     known: Bool[Tensor, "B R"]
     words: Padded
-    present: Bool[Tensor, "B"]
+    present: Bool[Tensor, " B"]
 
 
 # ------------------------------------------------------------------------------------------------- truth
@@ -135,7 +158,7 @@ class Targets(Movable):
     centers: Float[Tensor, "B V K I 3"] | None
     sizes: Float[Tensor, "B V K I"] | None
     sides: Int[Tensor, "B V K I"] | None
-    image_bits: Int[Tensor, "B Y X"] | None
+    image_bits: Int[Tensor, "B rows columns"] | None
     image_count: Int[Tensor, "B K"] | None
     image_centers: Float[Tensor, "B K I 2"] | None
     image_sides: Int[Tensor, "B K I"] | None
@@ -149,11 +172,11 @@ class Slots(Movable):
     `side`, `change` and `grade` into ontology.SIDES, CHANGES and GRADES.
     """
 
-    kind: Int[Tensor, "M"]
-    code: Int[Tensor, "M"]
-    side: Int[Tensor, "M"]
-    change: Int[Tensor, "M"]
-    grade: Int[Tensor, "M"]
+    kind: Int[Tensor, " M"]
+    code: Int[Tensor, " M"]
+    side: Int[Tensor, " M"]
+    change: Int[Tensor, " M"]
+    grade: Int[Tensor, " M"]
 
 
 @dataclass(frozen=True)
@@ -164,7 +187,7 @@ class Writing(Movable):
     `target` holds the sentence (or answer) and the end token, and is a label only: None when generating.
     """
 
-    study: Int[Tensor, "M"]
+    study: Int[Tensor, " M"]
     slots: Slots
     prompt: Padded
     target: Padded | None
@@ -285,8 +308,8 @@ class Sample:
     study: str
     volumes: tuple[Float[np.ndarray, "Z Y X"], ...] = ()
     days: tuple[float, ...] = ()
-    image: Float[np.ndarray, "Y X"] | None = None
-    audio: tuple[Float[np.ndarray, "T"] | None, ...] = ()
+    image: Float[np.ndarray, "rows columns"] | None = None
+    audio: tuple[Float[np.ndarray, " _"] | None, ...] = ()
     record: Record | None = None
     language: Language = "en"
     report: tuple[Sentence, ...] = ()

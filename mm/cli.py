@@ -1,0 +1,180 @@
+"""The verbs. Everything heavy is imported inside the verb, so that `mm --help` answers at once."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mm
+
+_LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+_DESCRIPTION = """\
+Turns medical studies (DICOM volumes, X-rays, sounds, records) into structured, evidence-linked reports,
+and trains the models that do it. Research software, not a medical device."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one verb and exits: 0 done, 1 some study failed, 2 usage, configuration or nothing to do."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    if given and given[0] in _LIGHTNING_VERBS:
+        # LightningCLI has a grammar of its own (-c, --trainer.max_steps, ...): hand the words on as they are.
+        from mm.training.cli import main as lightning_main
+
+        sys.exit(lightning_main(given))
+    options = _parser().parse_args(given)
+    verb: Callable[[argparse.Namespace], int] = options.verb
+    try:
+        code = verb(options)
+    except (ValueError, OSError, ImportError) as error:
+        # Ours say what, where and what would be accepted, and never hold a patient's data.
+        print(f"mm: {_one_line(error)}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("mm: stopped; run the same command again to go on", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"no right to write or read {error.filename}; choose another folder or change its mode"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mm", description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"mm {mm.__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(verb=run)
+        return sub
+
+    for name, text in zip(
+        _LIGHTNING_VERBS,
+        ("train a model: mm fit -c RECIPE", "score a model on the validation split", "score a model on the test split",
+         "run a model over a data set"),
+        strict=True,
+    ):  # fmt: skip
+        verbs.add_parser(name, help=text, add_help=False)
+
+    report = verb("report", _report, "write a report for every study in a folder of DICOM files")
+    report.add_argument("directory", metavar="DICOM_DIR", type=Path)
+    report.add_argument("-o", "--out", type=Path, required=True, help="folder for the reports")
+    report.add_argument("-c", "--config", default="report", help="report, report_ct, report_xray or a YAML file")
+    report.add_argument("--context", type=Path, help="JSONL or CSV: record, audio and prior of each study")
+    report.add_argument("--language", choices=("en", "zh"), default="en")
+    report.add_argument("--trust", action="append", default=[], metavar="PKG", help="a package the YAML may import")
+
+    evaluate = verb("evaluate", _evaluate, "score a model beside free baselines")
+    evaluate.add_argument("-c", "--config", required=True, help="eval_report, eval_retrieval, eval_vqa or a YAML file")
+    evaluate.add_argument("-o", "--out", type=Path, default=None, help="folder for results.json, results.md, plot")
+    evaluate.add_argument("--trust", action="append", default=[], metavar="PKG", help="a package the YAML may import")
+    evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example checkpoint=runs/x studies=50")
+
+    phantom = verb("phantom", _phantom, "make procedural patients with exact truth")
+    phantom.add_argument("out", metavar="OUT", type=Path)
+    phantom.add_argument("--studies", type=_positive, required=True, help="number of patients (priors come on top)")
+    phantom.add_argument("--seed", type=int, default=0)
+    phantom.add_argument("--workers", type=_positive, default=1)
+
+    scan = verb("scan", _scan, "list the studies and series of a folder, and every file that is refused")
+    scan.add_argument("directory", metavar="DIR", type=Path)
+    scan.add_argument("--json", action="store_true", help="print JSON")
+
+    inspect = verb("inspect", _inspect, "describe a checkpoint")
+    inspect.add_argument("checkpoint", nargs="?", default="default", help="a folder, or the name of a shipped one")
+
+    tokenizer = verb("tokenizer", _tokenizer, "train a byte-level BPE tokenizer on the texts of a data spec")
+    tokenizer.add_argument("spec", metavar="SPEC")
+    tokenizer.add_argument("-o", "--out", type=Path, required=True)
+    tokenizer.add_argument("--vocab-size", type=_positive, default=2048)
+
+    demo = verb("demo", _demo, "make four phantom studies and report them")
+    demo.add_argument("-o", "--out", type=Path, default=Path("mm-demo"))
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _report(options: argparse.Namespace) -> int:
+    from mm.pipeline.run import run_report
+
+    return run_report(
+        options.directory,
+        options.out,
+        pipeline=options.config,
+        context=options.context,
+        language=options.language,
+        trust=tuple(options.trust),
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from mm.evaluation.evaluate import run_evaluation
+
+    out = options.out or Path("runs") / Path(options.config).stem
+    table = run_evaluation(options.config, out, overrides=tuple(options.overrides), trust=tuple(options.trust))
+    print(table)
+    print(f"written to {out}")
+    return 0
+
+
+def _phantom(options: argparse.Namespace) -> int:
+    from mm.phantom.write import write_studies
+
+    write_studies(options.out, studies=options.studies, seed=options.seed, workers=options.workers)
+    return 0
+
+
+def _scan(options: argparse.Namespace) -> int:
+    import json
+
+    from mm.dicom.scan import scan, scan_json, scan_table
+
+    found = scan(options.directory)
+    print(json.dumps(scan_json(found), indent=1) if options.json else scan_table(found))
+    return 0 if found.studies else 2
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from mm.training.checkpoint import inspect
+
+    print(inspect(options.checkpoint))
+    return 0
+
+
+def _tokenizer(options: argparse.Namespace) -> int:
+    from mm.data.readers import texts
+    from mm.data.spec import load_spec
+    from mm.data.tokenizer import train_tokenizer
+
+    train_tokenizer(texts(load_spec(options.spec), studies=1500), vocab_size=options.vocab_size).save(options.out)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from mm.phantom.write import write_studies
+    from mm.pipeline.run import run_report
+
+    studies, reports = options.out / "phantoms", options.out / "reports"
+    print("Four phantom patients: procedural, no real person. Research software, not a medical device.")
+    write_studies(studies, studies=4, seed=7, workers=2)
+    code = run_report(studies / "studies", reports)
+    for page in sorted(reports.glob("*/report.html")):
+        print(page)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From files to batches: specs, readers, records, tokenizer, collation; knows no network."""

@@ -1,0 +1,226 @@
+"""MultimodalData: a data spec as Lightning loaders that yield (index into the split, batch)."""
+
+import logging
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Int
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mm.batch import Batch, Modality, Sample
+from mm.data.collate import Rows, collate
+from mm.data.readers import INPUTS, open_split, texts
+from mm.data.spec import Spec, Split, load_spec
+from mm.data.tokenizer import Tokenizer, train_tokenizer
+
+log = logging.getLogger(__name__)
+
+Numbered: TypeAlias = tuple[Int[Tensor, " B"], Batch]
+"""Which studies of the split a batch holds (to find what was cached of them), and the batch."""
+
+
+class MultimodalData(LightningDataModule):
+    """Loaders over a data spec.
+
+    Attributes:
+        spec: The data spec.
+        tokenizer: Known after `prepare`.
+        texts_only: Set by a task that has the encoders' output cached: no input is rendered or read any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: str = "phantom",
+        root: str | None = None,
+        batch_size: int = 6,
+        workers: int = 1,
+        inputs: tuple[Modality, ...] = INPUTS,
+        rows: tuple[Rows, ...] = ("report", "questions"),
+        tokenizer: str | None = None,
+        vocab_size: int = 2048,
+        tokenizer_studies: int = 1500,
+        train_studies: int | None = None,
+        val_studies: int | None = None,
+        test_studies: int | None = None,
+        max_words: int = 64,
+        max_text: int = 384,
+        seed: int = 0,
+    ) -> None:
+        """Remembers the settings; reads nothing but the spec.
+
+        Args:
+            spec: Name of a shipped data spec or a YAML file.
+            root: Takes the place of the spec's own root folder.
+            batch_size: Studies a batch.
+            workers: Processes that make samples; 0 makes them in the main process.
+            inputs: Inputs to give to the model.
+            rows: Which texts the decoder learns.
+            tokenizer: A tokenizer.json or a checkpoint folder; None: that of `init_from`, else one is trained.
+            vocab_size: Of a tokenizer trained here.
+            tokenizer_studies: Studies of the training split whose texts a tokenizer is trained on.
+            train_studies: Takes the place of the spec's number.
+            val_studies: Takes the place of the spec's number.
+            test_studies: Takes the place of the spec's number.
+            max_words: Longest run of tokens of a record's words.
+            max_text: Longest run of tokens of a whole report.
+            seed: Of the order of the training studies.
+
+        Raises:
+            ValueError: A number out of range, or whatever is wrong with the spec.
+        """
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
+        if workers < 0:
+            raise ValueError(f"data.workers must be at least 0, got {workers}")
+        self.spec: Spec = load_spec(spec, root=root)
+        self.batch_size, self.workers, self.inputs, self.rows = batch_size, workers, inputs, rows
+        self.tokenizer_path, self.vocab_size, self.tokenizer_studies = tokenizer, vocab_size, tokenizer_studies
+        self.studies: dict[Split, int | None] = {"train": train_studies, "val": val_studies, "test": test_studies}
+        self.max_words, self.max_text, self.seed = max_words, max_text, seed
+        self.texts_only = False
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The vocabulary; trained on the texts of the training split if none was given."""
+        if self._tokenizer is None:
+            self._tokenizer = self._make_tokenizer()
+        return self._tokenizer
+
+    def _make_tokenizer(self) -> Tokenizer:
+        if self.tokenizer_path is not None:
+            path = Path(self.tokenizer_path)
+            file = path / "tokenizer.json" if path.is_dir() else path
+            if not file.is_file():
+                raise ValueError(f"data.tokenizer {str(path)!r}: no such file or checkpoint folder")
+            return Tokenizer.load(file)
+        made = train_tokenizer(texts(self.spec, studies=self.tokenizer_studies), vocab_size=self.vocab_size)
+        log.info("trained a tokenizer of %d ids", made.vocab_size)
+        return made
+
+    def dataset(self, split: Split, *, inputs: tuple[Modality, ...] | None = None) -> Dataset[Sample]:
+        """The samples of a split, in their fixed order."""
+        chosen = self.inputs if inputs is None else inputs
+        return open_split(self.spec, split, inputs=chosen, studies=self.studies[split])
+
+    def loader(self, split: Split, *, start: int = 0, everything: bool = False) -> DataLoader[Numbered]:
+        """Batches of a split: the training split shuffled, the others in order.
+
+        Args:
+            split: Which part.
+            start: Studies to leave out at the beginning, for work that goes on where it was stopped.
+            everything: In order, with inputs and to the last study, whatever split it is: for the cache.
+        """
+        inputs = () if self.texts_only and not everything else self.inputs
+        samples = self.dataset(split, inputs=inputs)
+        shuffled = split == "train" and not everything
+        size = len(samples)  # type: ignore[arg-type]  # every dataset of ours is sized
+        resumed = 0 if self.trainer is None else self.trainer.global_step
+        order: Sampler[int] = Shuffled(size, seed=self.seed, resumed=resumed) if shuffled else Rest(size, start)
+        return DataLoader(
+            NumberedDataset(samples),
+            batch_size=self.batch_size,
+            sampler=order,
+            num_workers=self.workers,
+            collate_fn=partial(
+                _collate,
+                tokenizer=self.tokenizer,
+                rows=self.rows,
+                max_words=self.max_words,
+                max_text=self.max_text,
+            ),
+            persistent_workers=self.workers > 0 and not everything,
+            drop_last=shuffled and size >= self.batch_size,
+        )
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002  # Lightning's signature
+        """Shares the cores between the workers and the main process."""
+        if self.workers and torch.get_num_threads() > 1:
+            torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - self.workers)))
+
+    def train_dataloader(self) -> DataLoader[Numbered]:
+        """Batches to train on."""
+        return self.loader("train")
+
+    def val_dataloader(self) -> DataLoader[Numbered]:
+        """Batches to validate on."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[Numbered]:
+        """Batches to test on."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Numbered]:
+        """Batches to predict: the test split."""
+        return self.loader("test")
+
+
+class NumberedDataset(Dataset[tuple[int, Sample]]):
+    """Samples with their number in the split."""
+
+    def __init__(self, samples: Dataset[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.samples)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[int, Sample]:
+        """Sample `index`, and the index."""
+        return index, self.samples[index]
+
+
+class Rest(Sampler[int]):
+    """In order, from `start` on."""
+
+    def __init__(self, size: int, start: int = 0) -> None:
+        self.size, self.start = size, start
+
+    def __len__(self) -> int:
+        """What is left."""
+        return max(self.size - self.start, 0)
+
+    def __iter__(self) -> Iterator[int]:
+        """The indices."""
+        return iter(range(self.start, self.size))
+
+
+class Shuffled(Sampler[int]):
+    """A fresh order each epoch, and after each resume: a resumed epoch must not begin with the same studies again."""
+
+    def __init__(self, size: int, *, seed: int, resumed: int) -> None:
+        self.size, self.seed, self.resumed, self.epoch = size, seed, resumed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of studies."""
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        """A permutation that depends on seed, epoch and resume."""
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, self.resumed)) % 2**63)
+        return iter(torch.randperm(self.size, generator=generator).tolist())
+
+
+def _collate(
+    numbered: list[tuple[int, Sample]],
+    *,
+    tokenizer: Tokenizer,
+    rows: tuple[Rows, ...],
+    max_words: int,
+    max_text: int,
+) -> Numbered:
+    samples = [sample for _, sample in numbered]
+    batch = collate(samples, tokenizer, rows=rows, max_words=max_words, max_text=max_text)
+    return torch.tensor([index for index, _ in numbered]), batch

@@ -1,0 +1,166 @@
+"""Byte-level BPE for English and Chinese, and the ids that no text can ever produce.
+
+Ids 0..9 are special (`SpecialIds`); id 10 + i is token i of the BPE model. The BPE model itself knows nothing of
+the specials, so whatever a user writes, `<end>` included, becomes ordinary bytes: there is nothing to escape and no
+flag to forget. Only `encode_template`, which is for sentences of our own, turns placeholders into their ids.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mm.batch import Language
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids with a meaning of their own; a constant of the format, the same in every vocabulary.
+
+    Attributes:
+        pad: Fills rows on the right.
+        end: Ends a sentence or an answer.
+        en: First token of an English row.
+        zh: First token of a Chinese row.
+        slot: Where the decoder adds the embedding of the finding (or of the kind of sentence).
+        answer: Behind a question; the answer follows.
+        size: Placeholder of the finding's size.
+        side: Placeholder of the finding's side.
+        days: Placeholder of the days since the prior.
+        findings: Placeholder of the list of findings.
+    """
+
+    pad: int = 0
+    end: int = 1
+    en: int = 2
+    zh: int = 3
+    slot: int = 4
+    answer: int = 5
+    size: int = 6
+    side: int = 7
+    days: int = 8
+    findings: int = 9
+
+    def language(self, language: Language) -> int:
+        """The id that opens a row of this language."""
+        return self.en if language == "en" else self.zh
+
+
+SPECIAL_IDS: Final = SpecialIds()
+SPECIALS: Final[tuple[str, ...]] = tuple(f"<{item.name}>" for item in fields(SpecialIds))
+PLACEHOLDERS: Final[dict[str, int]] = {
+    "<size>": SPECIAL_IDS.size,
+    "<side>": SPECIAL_IDS.side,
+    "<days>": SPECIAL_IDS.days,
+    "<findings>": SPECIAL_IDS.findings,
+}
+MIN_VOCAB_SIZE: Final = len(SPECIALS) + 256
+_PLACEHOLDER: Final = re.compile("(" + "|".join(PLACEHOLDERS) + ")")
+
+
+class Tokenizer:
+    """Text to ids and back. Lossless for every string: bytes that no merge covers are tokens themselves."""
+
+    def __init__(self, backend: "tokenizers.Tokenizer") -> None:
+        self._backend = backend
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, specials included; at most what training was asked for."""
+        return len(SPECIALS) + int(self._backend.get_vocab_size(with_added_tokens=False))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a user's text; never a special, not even where the text spells one."""
+        return [index + len(SPECIALS) for index in self._backend.encode(text, add_special_tokens=False).ids]
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of one of our own sentences: `<size>`, `<side>`, `<days>` and `<findings>` become their special ids."""
+        ids: list[int] = []
+        for part in _PLACEHOLDER.split(text):
+            ids.extend([PLACEHOLDERS[part]] if part in PLACEHOLDERS else self.encode(part))
+        return ids
+
+    def prompt(self, language: Language, question: str | None = None) -> list[int]:
+        """The decoder's prefix: language, slot and, for a question, its words and `<answer>`."""
+        ids = [SPECIAL_IDS.language(language), SPECIAL_IDS.slot]
+        return ids if question is None else [*ids, *self.encode(question), SPECIAL_IDS.answer]
+
+    def target(self, text: str) -> list[int]:
+        """What the decoder learns to write: a sentence with placeholders, or an answer, and `<end>`."""
+        return [*self.encode_template(text), SPECIAL_IDS.end]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids up to the first `<end>`.
+
+        Placeholders come back as they are written in templates; other specials and ids beyond the vocabulary
+        (a model may have spare rows) are left out. Bytes that form no character become U+FFFD.
+        """
+        parts: list[str] = []
+        pending: list[int] = []
+        for index in ids:
+            if index == SPECIAL_IDS.end:
+                break
+            if index >= len(SPECIALS):
+                pending.append(index - len(SPECIALS))
+            elif SPECIALS[index] in PLACEHOLDERS:
+                parts += [self._backend.decode(pending), SPECIALS[index]]
+                pending = []
+        return "".join([*parts, self._backend.decode(pending)])
+
+    def save(self, path: str | Path) -> None:
+        """Writes one JSON file; the same vocabulary gives the same bytes."""
+        Path(path).write_text(self._backend.to_str(pretty=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Opens a file that `save` wrote.
+
+        Raises:
+            ValueError: The file is no such vocabulary.
+        """
+        import tokenizers
+
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError:
+            content = None
+        # A foreign file with added tokens would match them in plain text and let users write specials.
+        ours = isinstance(content, dict) and content.get("added_tokens") == []
+        if not ours or content.get("model", {}).get("type") != "BPE":
+            raise ValueError(f"tokenizer: {Path(path).name} is not a vocabulary written by `mm tokenizer`")
+        backend = tokenizers.Tokenizer.from_str(text)
+        return cls(backend)
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
+    """Learns a byte-level BPE (Sennrich 2016, Radford 2019) from sentences with or without placeholders.
+
+    Args:
+        texts: The sentences; their order doesn't matter.
+        vocab_size: Number of ids, specials and the 256 bytes included. A small corpus may give fewer.
+
+    Raises:
+        ValueError: `vocab_size` has no room for the specials and the bytes.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ValueError(f"vocab_size must be at least {MIN_VOCAB_SIZE} (specials and bytes), got {vocab_size}")
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIALS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    parts = (part for text in texts for part in _PLACEHOLDER.split(text) if part and part not in PLACEHOLDERS)
+    backend.train_from_iterator(parts, trainer)
+    return Tokenizer(backend)

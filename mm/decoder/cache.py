@@ -1,0 +1,92 @@
+"""What generation remembers: keys and values of every row so far, and those of the memory it reads."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mm.attention import Keys
+
+
+@dataclass(frozen=True)
+class MemoryKeys:
+    """The memory as one layer's cross-attention sees it, projected once."""
+
+    k: Float[Tensor, "M N H K"]
+    v: Float[Tensor, "M N H K"]
+    mask: Bool[Tensor, "M N"]
+
+    @property
+    def seen(self) -> Keys:
+        """The attention mask over it."""
+        return Keys(self.mask)
+
+    def select(self, rows: Int[Tensor, " R"]) -> "MemoryKeys":
+        """Some of the rows."""
+        return MemoryKeys(self.k[rows], self.v[rows], self.mask[rows])
+
+
+class LayerCache:
+    """Keys and values of one layer in one preallocated block; rows may be of unequal length.
+
+    New entries go behind each row's own `lengths`, over whatever padding a longer neighbour left there, so that
+    entry i of a row is always its position i.
+    """
+
+    def __init__(self, lengths: Int[Tensor, " M"], *, capacity: int) -> None:
+        self.lengths = lengths
+        self.capacity = capacity
+        self.extent = 0
+        self._k: Tensor | None = None
+        self._v: Tensor | None = None
+
+    def update(
+        self, k: Float[Tensor, "M L H K"], v: Float[Tensor, "M L H K"]
+    ) -> tuple[Float[Tensor, "M N H K"], Float[Tensor, "M N H K"]]:
+        """Writes L new entries a row and returns all up to the longest row; mask what lies behind a row's end."""
+        if self._k is None or self._v is None:
+            shape = (k.shape[0], self.capacity, *k.shape[2:])
+            self._k, self._v = k.new_zeros(shape), v.new_zeros(shape)
+        self.extent += k.shape[1]
+        assert self.extent <= self.capacity, f"{self.extent} entries, room for {self.capacity}"
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        places = self.lengths[:, None] + torch.arange(k.shape[1], device=k.device)
+        self._k[rows, places] = k
+        self._v[rows, places] = v
+        return self._k[:, : self.extent], self._v[:, : self.extent]
+
+    def advance(self, lengths: Int[Tensor, " M"]) -> None:
+        """From now on rows are this long."""
+        self.lengths = lengths
+
+    def select(self, rows: Int[Tensor, " R"]) -> "LayerCache":
+        """Some of the rows, in a cache of their own."""
+        kept = LayerCache(self.lengths[rows], capacity=self.capacity)
+        kept.extent = self.extent
+        kept._k = None if self._k is None else self._k[rows]
+        kept._v = None if self._v is None else self._v[rows]
+        return kept
+
+
+@dataclass(frozen=True)
+class DecodingState:
+    """Everything that the next step of generation needs."""
+
+    layers: tuple[LayerCache, ...]
+    memory: tuple[MemoryKeys, ...]
+    lengths: Int[Tensor, " M"]
+
+    def select(self, rows: Int[Tensor, " R"]) -> "DecodingState":
+        """Some of the rows; those that have ended need no more work."""
+        return DecodingState(
+            tuple(layer.select(rows) for layer in self.layers),
+            tuple(memory.select(rows) for memory in self.memory),
+            self.lengths[rows],
+        )
+
+    def advance(self, lengths: Int[Tensor, " M"]) -> "DecodingState":
+        """After tokens were added: rows are now this long."""
+        for layer in self.layers:
+            layer.advance(lengths)
+        return replace(self, lengths=lengths)

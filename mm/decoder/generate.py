@@ -1,0 +1,144 @@
+"""From logits to sentences: the next token greedily or by chance, and the loop around it."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mm.batch import Padded
+from mm.data.tokenizer import SPECIAL_IDS
+from mm.decoder.cache import DecodingState
+
+NEVER_WRITTEN = (SPECIAL_IDS.pad, SPECIAL_IDS.en, SPECIAL_IDS.zh, SPECIAL_IDS.slot, SPECIAL_IDS.answer)
+"""Specials that only ever stand in a prompt."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: A row that has not ended by then is cut.
+        temperature: 0: the most probable token; higher: more chance.
+        top_p: Only the most probable tokens that together reach this mass are drawn from (Holtzman 2020).
+        seed: Of all rows, or one a row. A row's draws depend on its own seed alone, not on its neighbours.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | tuple[int, ...] = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+    def draws(self, rows: int) -> Float[Tensor, "M S"]:
+        """Uniform numbers for every row and step.
+
+        Raises:
+            ValueError: There is not one seed a row.
+        """
+        seeds = (self.seed,) * rows if isinstance(self.seed, int) else self.seed
+        if len(seeds) != rows:
+            raise ValueError(f"seed must be one number or {rows} (one a row), got {len(seeds)}")
+        made = {seed: torch.Generator().manual_seed(seed) for seed in seeds}
+        streams = {seed: torch.rand(self.max_new_tokens, generator=made[seed]) for seed in made}
+        return torch.stack([streams[seed] for seed in seeds]) if seeds else torch.empty(0, self.max_new_tokens)
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What was written, row by row.
+
+    Attributes:
+        ids: New tokens; `<end>` is the last one where the row ended by itself.
+        log_probabilities: Of each token under the model (temperature 1, all tokens); 0 in padding.
+    """
+
+    ids: Padded
+    log_probabilities: Float[Tensor, "M L"]
+
+    @property
+    def log_probability(self) -> Float[Tensor, " M"]:
+        """Of each whole row."""
+        return self.log_probabilities.sum(-1)
+
+    def rows(self) -> list[list[int]]:
+        """The ids without padding."""
+        lengths = self.ids.lengths.tolist()
+        return [row[:length] for row, length in zip(self.ids.values.tolist(), lengths, strict=True)]
+
+
+@runtime_checkable
+class StepwiseDecoder(Protocol):
+    """What the loop needs of a decoder after its prompt was read."""
+
+    def step(self, ids: Int[Tensor, " M"], state: DecodingState) -> tuple[Float[Tensor, "M V"], DecodingState]:
+        """Logits behind one more token a row."""
+        ...
+
+
+def choose(
+    logits: Float[Tensor, "M V"], *, sampling: Sampling, draw: Float[Tensor, " M"]
+) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
+    """The next token of each row and its log-probability.
+
+    Args:
+        logits: Of the next token.
+        sampling: Temperature and top_p.
+        draw: A uniform number a row; not used when greedy.
+    """
+    log_probabilities = logits.float().log_softmax(-1)
+    allowed = log_probabilities.clone()
+    allowed[:, list(NEVER_WRITTEN)] = -torch.inf
+    if sampling.temperature == 0:
+        ids = allowed.argmax(-1)
+    else:
+        probabilities, ranked = (allowed / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        # The token that crosses top_p still counts, so the set is never empty.
+        kept = (probabilities.cumsum(-1) - probabilities < sampling.top_p) & (probabilities > 0)
+        mass = (probabilities * kept).cumsum(-1)
+        place = torch.searchsorted(mass, draw[:, None] * mass[:, -1:], right=True)
+        place = place.minimum(kept.sum(-1, keepdim=True) - 1)
+        ids = ranked.gather(-1, place)[:, 0]
+    return ids, log_probabilities.gather(-1, ids[:, None])[:, 0]
+
+
+def write(
+    decoder: StepwiseDecoder, logits: Float[Tensor, "M V"], state: DecodingState, *, sampling: Sampling
+) -> Generated:
+    """Writes until every row has ended; rows that have ended leave the batch.
+
+    Args:
+        decoder: Has read the prompts.
+        logits: Behind each prompt.
+        state: Behind each prompt.
+        sampling: How tokens are chosen.
+    """
+    rows, device = len(logits), logits.device
+    draws = sampling.draws(rows).to(device)
+    ids = torch.full((rows, sampling.max_new_tokens), SPECIAL_IDS.pad, dtype=torch.long, device=device)
+    log_probabilities = torch.zeros(rows, sampling.max_new_tokens, device=device)
+    active = torch.arange(rows, device=device)
+    for index in range(sampling.max_new_tokens):
+        chosen, scores = choose(logits, sampling=sampling, draw=draws[active, index])
+        ids[active, index], log_probabilities[active, index] = chosen, scores
+        going = (chosen != SPECIAL_IDS.end).nonzero()[:, 0]
+        if len(going) == 0 or index + 1 == sampling.max_new_tokens:
+            break
+        if len(going) < len(active):
+            active, chosen, state = active[going], chosen[going], state.select(going)
+        logits, state = decoder.step(chosen, state)
+    lengths = (ids != SPECIAL_IDS.pad).sum(-1)
+    longest = int(lengths.max()) if rows else 0
+    return Generated(Padded(ids[:, :longest], lengths), log_probabilities[:, :longest])

@@ -1,0 +1,1 @@
+"""DICOM folders in, volumes in HU with a patient-space affine and radiographs out; no network code."""

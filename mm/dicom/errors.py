@@ -1,0 +1,116 @@
+"""Why something was refused: one family of errors, each with a stable reason code.
+
+Neither the message nor the place holds anything a patient could be known by: no element values, no UIDs
+and no paths, only what is wrong and where in the stack.
+"""
+
+from typing import Final, Literal, get_args
+
+Reason = Literal[
+    # of one file
+    "not_dicom",
+    "dicomdir",
+    "unreadable",
+    "executable",
+    "too_large",
+    "damaged",
+    "truncated",
+    "expansion",
+    "missing_element",
+    "invalid_uid",
+    "too_many_pixels",
+    "duplicate_instance",
+    "changed",
+    # of a study
+    "two_patients",
+    # of its pixels
+    "unsupported_pixels",
+    "unsupported_transfer_syntax",
+    "missing_decoder",
+    "codestream_mismatch",
+    "missing_rescale",
+    "invalid_rescale",
+    # of a series
+    "not_a_volume",
+    "not_an_image",
+    "localizer",
+    "multiframe",
+    "mosaic",
+    "single_slice",
+    "missing_geometry",
+    "invalid_orientation",
+    "invalid_spacing",
+    "duplicate_position",
+    "missing_slice",
+    "uneven_spacing",
+    "gantry_tilt",
+    "shifted_slice",
+]
+
+REASONS: Final[dict[Reason, str]] = {
+    "not_dicom": "no DICOM file",
+    "dicomdir": "a media directory; its files are read themselves",
+    "unreadable": "the file system refuses to read it",
+    "executable": "its preamble is that of a program",
+    "too_large": "the file is over 2 GiB",
+    "damaged": "its elements can't be parsed",
+    "truncated": "it ends before its elements or pixels do",
+    "expansion": "it expands to far more than its header declares",
+    "missing_element": "an element that identifies it is missing or empty",
+    "invalid_uid": "a UID isn't one (PS3.5 section 9.1)",
+    "too_many_pixels": "a frame has over 178,956,970 pixels",
+    "duplicate_instance": "another file has the same SOPInstanceUID",
+    "changed": "the file isn't the one that was scanned",
+    "two_patients": "two PatientIDs under one StudyInstanceUID",
+    "unsupported_pixels": "only greyscale integers of 8, 16 or 32 bits are read",
+    "unsupported_transfer_syntax": "no decoder for its transfer syntax is known",
+    "missing_decoder": "its transfer syntax needs a decoder: pip install 'mm-report[dicom]'",
+    "codestream_mismatch": "the compressed image has another size than the header",
+    "missing_rescale": "CT without RescaleSlope and RescaleIntercept has no HU",
+    "invalid_rescale": "RescaleSlope is zero or not a number",
+    "not_a_volume": "no slices of a volume",
+    "not_an_image": "no radiograph",
+    "localizer": "a localizer",
+    "multiframe": "multi-frame objects aren't read yet",
+    "mosaic": "a mosaic of slices isn't read yet",
+    "single_slice": "one slice is no volume",
+    "missing_geometry": "ImagePositionPatient, ImageOrientationPatient or PixelSpacing is missing",
+    "invalid_orientation": "ImageOrientationPatient isn't two unit vectors at a right angle",
+    "invalid_spacing": "PixelSpacing isn't two positive numbers",
+    "duplicate_position": "two slices lie in the same place",
+    "missing_slice": "a slice is missing",
+    "uneven_spacing": "the distance between slices changes",
+    "gantry_tilt": "the slices are sheared against their normal (gantry tilt)",
+    "shifted_slice": "a slice is shifted sideways",
+}
+assert set(REASONS) == set(get_args(Reason))
+
+
+class DicomError(Exception):
+    """A file, series or study that isn't read.
+
+    Attributes:
+        reason: Stable code; `REASONS` has its meaning.
+        place: Where ("between slice 12 and 13"), counted along the normal from 1, or "".
+    """
+
+    def __init__(self, reason: Reason, place: str = "") -> None:
+        self.reason: Reason = reason
+        self.place = place
+        super().__init__(f"{reason}: {REASONS[reason]}" + (f" ({place})" if place else ""))
+
+
+class FileError(DicomError):
+    """One file is no DICOM, broken, or hostile."""
+
+
+class PixelError(DicomError):
+    """The pixels of an instance can't be decoded to values."""
+
+
+class GeometryError(DicomError):
+    """The slices of a series are no regular stack."""
+
+
+class KindError(DicomError):
+    """A series of another kind than was asked for."""

@@ -1,0 +1,96 @@
+"""What reading ends in: a `Volume` in patient space and an `Image` on its own pixel grid."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+Units = Literal["HU", "arbitrary"]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels with their place in the patient.
+
+    Attributes:
+        voxels: Rescaled values; HU for CT.
+        affine: Voxel index to patient LPS millimetres: `affine @ [z, y, x, 1] = [L, P, S, 1]`. Column 0
+            is the step from one slice to the next (PS3.3 C.7.6.2.1.1, columns in the order of our axes).
+        units: "HU" where the rescale type says so, else "arbitrary".
+        sop_instance_uids: One for each index of axis 0 as stored, or empty after resampling.
+    """
+
+    voxels: Float[np.ndarray, "Z Y X"]
+    affine: Float[np.ndarray, "4 4"]
+    units: Units
+    sop_instance_uids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.voxels.ndim != 3 or min(self.voxels.shape) < 1:
+            raise ValueError(f"voxels must be [Z Y X] and not empty, got shape {self.voxels.shape}")
+        if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all():
+            raise ValueError("affine must be a finite 4x4 matrix")
+        if abs(np.linalg.det(self.affine[:3, :3])) < 1e-9:
+            raise ValueError("affine must be invertible")
+        if self.sop_instance_uids and len(self.sop_instance_uids) != self.voxels.shape[0]:
+            raise ValueError(f"{len(self.sop_instance_uids)} SOPInstanceUIDs for {self.voxels.shape[0]} slices")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of voxels (z, y, x)."""
+        z, y, x = self.voxels.shape
+        return z, y, x
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along each axis (z, y, x)."""
+        z, y, x = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(z), float(y), float(x)
+
+    def to_mm(self, index: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Patient LPS (x, y, z) in millimetres of a voxel index (z, y, x)."""
+        x, y, z = self.affine[:3, :3] @ np.asarray(index, dtype=np.float64) + self.affine[:3, 3]
+        return float(x), float(y), float(z)
+
+    def to_index(self, point_mm: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Voxel index (z, y, x), not rounded, of a patient LPS point (x, y, z) in millimetres."""
+        offset = np.asarray(point_mm, dtype=np.float64) - self.affine[:3, 3]
+        z, y, x = np.linalg.solve(self.affine[:3, :3], offset)
+        return float(z), float(y), float(x)
+
+
+@dataclass(frozen=True)
+class Image:
+    """A radiograph: bright is dense (MONOCHROME1 is inverted), patient's left on the right where it is known.
+
+    Attributes:
+        pixels: Rescaled values, not windowed.
+        spacing_mm: (row, column) distance at the detector, or None where the header doesn't give it.
+        sop_instance_uid: The instance it came from.
+        view: ViewPosition ("PA", "AP", "LL", ...) or "".
+        laterality: ImageLaterality or Laterality ("L", "R", "U", "B") or "".
+    """
+
+    pixels: Float[np.ndarray, "Y X"]
+    spacing_mm: tuple[float, float] | None
+    sop_instance_uid: str
+    view: str = ""
+    laterality: str = ""
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 2 or min(self.pixels.shape) < 1:
+            raise ValueError(f"pixels must be [Y X] and not empty, got shape {self.pixels.shape}")
+
+
+def source_slice(volume: Volume, center_mm: tuple[float, float, float]) -> int:
+    """The stored slice nearest to a patient point.
+
+    Args:
+        volume: As read, not resampled.
+        center_mm: Patient LPS (x, y, z).
+
+    Returns:
+        Index into axis 0 and into `sop_instance_uids`, clipped to the volume.
+    """
+    return int(np.clip(round(volume.to_index(center_mm)[0]), 0, volume.shape[0] - 1))

@@ -1,0 +1,1 @@
+"""Scores people can quote: finding agreement, retrieval and VQA, always beside free baselines."""

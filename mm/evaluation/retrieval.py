@@ -1,0 +1,93 @@
+"""Recall at k and median rank, both ways, strict and duplicate-aware, with a shuffled control."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """One direction: share of queries whose match is among the first k, and the median rank (1 is best)."""
+
+    recall_at_1: float
+    recall_at_5: float
+    recall_at_10: float
+    median_rank: float
+    chance_at_10: float
+
+    @classmethod
+    def of(cls, ranks: Int[Tensor, " N"], *, chance_at_10: float) -> "Retrieval":
+        """From the rank of each query's best match (1 is best)."""
+        shares = [(ranks <= k).double().mean().item() for k in (1, 5, 10)]
+        return cls(*shares, ranks.double().median().item(), chance_at_10)
+
+
+def ranks(
+    queries: Float[Tensor, "N D"],
+    items: Float[Tensor, "N D"],
+    positive: Bool[Tensor, "N N"] | None = None,
+    *,
+    tile: int = 512,
+) -> Int[Tensor, " N"]:
+    """The rank of the best match of every query among all items.
+
+    Item n is the match of query n; `positive` may name more (texts that are equal). The score of a match is
+    read from the same product as the scores it is compared with: a second product may round otherwise, and a
+    perfect model would then lose to itself. An item that ties with the match counts half a place ahead,
+    rounded up, so that constant embeddings score chance.
+    """
+    num_items = len(items)
+    result = torch.empty(len(queries), dtype=torch.long)
+    for start in range(0, len(queries), tile):
+        scores = queries[start : start + tile] @ items.T
+        rows = torch.arange(len(scores))
+        if positive is None:
+            match = torch.zeros(len(scores), num_items, dtype=torch.bool)
+            match[rows, rows + start] = True
+        else:
+            match = positive[start : start + tile]
+        best = scores.masked_fill(~match, -torch.inf).amax(dim=1, keepdim=True)
+        others = ~match
+        ahead = ((scores > best) & others).sum(dim=1)
+        ties = ((scores == best) & others).sum(dim=1)
+        result[start : start + tile] = 1 + ahead + (ties + 1) // 2
+    return result
+
+
+def equal_texts(texts: Sequence[str]) -> Bool[Tensor, "N N"]:
+    """True where two texts are the same after folding case and white space."""
+    ids: dict[str, int] = {}
+    folded = torch.tensor([ids.setdefault(" ".join(text.lower().split()), len(ids)) for text in texts])
+    return folded[:, None] == folded[None, :]
+
+
+def chance(positive: Bool[Tensor, "N N"], k: int) -> float:
+    """The recall at k of a random order: 1 - C(N - p, k) / C(N, k), averaged over queries with p matches."""
+    num_items = positive.shape[1]
+    misses = []
+    for matches in positive.sum(dim=1).tolist():
+        miss = 1.0
+        for drawn in range(min(k, num_items)):
+            miss *= max(num_items - matches - drawn, 0) / (num_items - drawn)
+        misses.append(miss)
+    return 1.0 - sum(misses) / len(misses)
+
+
+def retrieval(
+    queries: Float[Tensor, "N D"], items: Float[Tensor, "N D"], positive: Bool[Tensor, "N N"] | None = None
+) -> Retrieval:
+    """Scores of one direction; `positive` as in `ranks`."""
+    known = torch.eye(len(items), dtype=torch.bool) if positive is None else positive
+    return Retrieval.of(ranks(queries, items, known), chance_at_10=chance(known, 10))
+
+
+def shuffled(
+    queries: Float[Tensor, "N D"], items: Float[Tensor, "N D"], positive: Bool[Tensor, "N N"], *, seed: int
+) -> Retrieval:
+    """The control: pairs drawn at random. A model that scores above chance here has seen the answer."""
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed))
+    # Items move, the pairing stays by index: query n is now told that a stranger's item is its match.
+    return retrieval(queries, items[order], positive)

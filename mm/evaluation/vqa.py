@@ -1,0 +1,82 @@
+"""Visual question answering: exact match of closed and open questions, beside what needs no image."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from mm.batch import Question
+from mm.evaluation.bootstrap import Score, bootstrap
+
+_ARTICLES: Final = re.compile(r"\b(?:a|an|the)\b")
+_WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS: Final = {word: str(number) for number, word in enumerate(_WORDS)}
+
+
+def normalise(answer: str) -> str:
+    """Folds case, punctuation, articles and number words, so that "The right lung." is "right lung"."""
+    words = _ARTICLES.sub(" ", answer.lower()).translate(str.maketrans("", "", string.punctuation)).split()
+    return " ".join(_DIGITS.get(word, word) for word in words)
+
+
+@dataclass(frozen=True)
+class VqaScores:
+    """Share of exact answers, of all questions and of the closed and the open ones apart (None without any)."""
+
+    overall: Score
+    closed: Score | None
+    open: Score | None
+
+
+def vqa_scores(answers: Sequence[str], questions: Sequence[Question], *, rounds: int = 1000) -> VqaScores:
+    """Scores answers against questions of the same order.
+
+    Raises:
+        ValueError: Their numbers differ, or there are none.
+    """
+    if len(answers) != len(questions) or not questions:
+        raise ValueError(f"answers: {len(answers)} given for {len(questions)} questions")
+    right = np.array([normalise(a) == normalise(q.answer) for a, q in zip(answers, questions, strict=True)])
+    closed = np.array([question.closed for question in questions])
+
+    def score(kept: np.ndarray) -> Score | None:
+        if not kept.any():
+            return None
+        chosen = right[kept]
+        return bootstrap(lambda drawn: float(chosen[drawn].mean()), len(chosen), rounds=rounds)
+
+    overall = score(np.ones(len(right), dtype=bool))
+    assert overall is not None
+    return VqaScores(overall, score(closed), score(~closed))
+
+
+def most_frequent(train: Sequence[Question], test: Sequence[Question]) -> list[str]:
+    """The most frequent training answer of closed and of open questions."""
+    usual = {
+        kind: Counter(normalise(q.answer) for q in train if q.closed == kind).most_common(1) for kind in (True, False)
+    }
+    return [usual[question.closed][0][0] if usual[question.closed] else "" for question in test]
+
+
+def question_only(train: Sequence[Question], test: Sequence[Question]) -> list[str]:
+    """A logistic regression on the question's words: what can be had without looking.
+
+    Raises:
+        ImportError: scikit-learn is not installed (extra `evaluate`).
+    """
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+    except ImportError as error:
+        raise ImportError("baselines need scikit-learn: pip install 'mm-report[evaluate]'") from error
+    labels = [normalise(question.answer) for question in train]
+    if len(set(labels)) < 2:
+        return [labels[0] if labels else ""] * len(test)
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=300))
+    model.fit([question.question for question in train], labels)
+    return [str(answer) for answer in model.predict([question.question for question in test])]

@@ -1,0 +1,285 @@
+"""What the finding head is trained on: dense maps, presence, places, sizes, sides and change.
+
+Cells are graded by the share of them that a mask fills. Small lesions fill one cell among 30 thousand, so a
+picture's cells of one finding weigh more the fewer they are, and easy empty cells weigh little (focal loss,
+Lin et al. 2017; penalty of CenterNet, Zhou et al. 2019). The middle cell of every instance counts as filled even
+where the lesion is too small for a voxel of the mask.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Final, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mm import ontology
+from mm.batch import Targets
+from mm.finding_maps import NUM_FINDINGS, NUM_SLOTS, PEAKS, Maps, cell_centers, encode_size
+
+SMALL_LESION_WEIGHT: Final = 10.0
+"""Weight of the only cell of a lesion; n cells weigh 10 / sqrt(n) each, but never less than 1."""
+REGION_SHARE: Final = 0.1
+"""A cell belongs to an extended finding from this share on; below it is neither trained as full nor as empty."""
+NEIGHBOUR_WEIGHT: Final = 0.25
+PEAK_RADIUS: Final = 1.1
+"""Cells whose middle is nearer than this many cells to an instance's learn its offset and size."""
+BETA: Final = 0.1
+WEIGHTS: Final[dict[str, float]] = {
+    "map": 1.0,
+    "fill": 0.25,
+    "side": 0.25,
+    "region": 0.5,
+    "center": 0.5,
+    "size": 1.0,
+    "presence": 1.0,
+    "change": 0.5,
+}
+
+
+class ReadsPeaks(Protocol):
+    """The part of the head that reads offset and size at cells."""
+
+    def __call__(
+        self, features: Tensor, *, picture: Int[Tensor, "M"], cell: Int[Tensor, "M d"]
+    ) -> tuple[Float[Tensor, "M P d"], Float[Tensor, "M P"]]: ...
+
+
+@dataclass(frozen=True)
+class PictureTruth:
+    """Truth of the pictures of one source, parallel to its `Maps`."""
+
+    share: Float[Tensor, "N K *cells"]
+    valid: Bool[Tensor, "N K I"]
+    centers: Float[Tensor, "N K I d"]
+    sizes: Float[Tensor, "N K I"]
+    sides: Int[Tensor, "N K I"]
+
+
+def volume_truth(targets: Targets, maps: Maps, stride: tuple[int, ...]) -> PictureTruth | None:
+    """Truth of the volumes that were seen, or None where the batch has none."""
+    if targets.volume_bits is None or targets.count is None:
+        return None
+    assert targets.centers is not None
+    assert targets.sizes is not None
+    assert targets.sides is not None
+    at = (maps.study, maps.visit)
+    count, centers = targets.count[at], targets.centers[at]
+    valid = torch.arange(centers.shape[2], device=count.device) < count[..., None]
+    share = pool_bits(targets.volume_bits[at], stride)
+    return PictureTruth(share, valid, centers, targets.sizes[at], targets.sides[at])
+
+
+def image_truth(targets: Targets, maps: Maps, stride: tuple[int, ...]) -> PictureTruth | None:
+    """Truth of the images that were seen, or None where the batch has none.
+
+    An image has no sizes of its own: those of the current volume are its targets, where they are known.
+    """
+    if targets.image_bits is None or targets.image_count is None:
+        return None
+    assert targets.image_centers is not None
+    assert targets.image_sides is not None
+    count, centers, sides = (
+        item[maps.study] for item in (targets.image_count, targets.image_centers, targets.image_sides)
+    )
+    valid = torch.arange(centers.shape[2], device=count.device) < count[..., None]
+    sizes = torch.zeros_like(centers[..., 0])
+    if targets.sizes is not None and targets.sides is not None and targets.count is not None:
+        # Of the volume's instances on the same side, the largest.
+        current = targets.sizes[maps.study, 0]
+        there = torch.arange(current.shape[2], device=count.device) < targets.count[maps.study, 0][..., None]
+        for side in range(NUM_SLOTS):
+            same = there & (targets.sides[maps.study, 0] == side)
+            largest = (current * same).amax(-1, keepdim=True)
+            sizes = torch.where(valid & (sides == side), largest, sizes)
+    return PictureTruth(pool_bits(targets.image_bits[maps.study], stride), valid, centers, sizes, sides)
+
+
+def pool_bits(bits: Int[Tensor, "N *voxels"], stride: tuple[int, ...]) -> Float[Tensor, "N K *cells"]:
+    """Share of each cell in which bit k is set, for every finding k."""
+    pool = F.avg_pool3d if len(stride) == 3 else F.avg_pool2d
+    shape = [n // s for n, s in zip(bits.shape[1:], stride, strict=True)]
+    share = torch.zeros(len(bits), NUM_FINDINGS, *shape, device=bits.device)
+    for k in range(NUM_FINDINGS):
+        hit = (bits & (1 << k)) != 0
+        some = hit.flatten(1).any(1)
+        if some.any():
+            share[some, k] = pool(hit[some].float(), stride)  # type: ignore[operator]
+    return share
+
+
+def picture_losses(
+    maps: Maps,
+    truth: PictureTruth,
+    read_peaks: ReadsPeaks,
+    *,
+    relevant: tuple[int, ...],
+    stride: tuple[int, ...],
+    spacing_mm: tuple[float, ...],
+) -> dict[str, Float[Tensor, ""]]:
+    """Losses of one imaging source.
+
+    Args:
+        maps: What the head says.
+        truth: What is.
+        read_peaks: The head's part that reads offset and size at cells.
+        relevant: Findings that the source shows at a place.
+        stride: Voxels a cell.
+        spacing_mm: Of voxels.
+    """
+    center_cells = _center_cells(truth, maps.maps.shape[2:], stride)
+    region, region_center, region_size = _slot_losses(maps, truth, relevant, stride)
+    peak_center, peak_size = _peak_losses(maps, truth, read_peaks, relevant, stride, spacing_mm)
+    positive = truth.share >= REGION_SHARE
+    return {
+        "map": _map_loss(maps.maps, truth.share, center_cells, relevant),
+        "fill": _fill_loss(maps.fill, truth.share, relevant),
+        "side": _side_loss(maps, truth, positive, relevant, stride),
+        "region": region,
+        "center": region_center + peak_center,
+        "size": region_size + peak_size,
+    }
+
+
+def _map_loss(
+    maps: Float[Tensor, "N K *cells"],
+    share: Float[Tensor, "N K *cells"],
+    center_cells: Bool[Tensor, "N K *cells"],
+    relevant: tuple[int, ...],
+) -> Float[Tensor, ""]:
+    chosen = list(relevant)
+    peaked = torch.tensor([k in PEAKS for k in chosen], device=maps.device)
+    grown = (F.max_pool3d if maps.ndim == 5 else F.max_pool2d)(center_cells[:, chosen].float(), 3, 1, 1)
+    logits, share, middle, grown = (
+        item.flatten(2) for item in (maps[:, chosen], share[:, chosen], center_cells[:, chosen], grown)
+    )
+    peaked = peaked[:, None]
+    positive = torch.where(peaked, (share > 0) | middle, share >= REGION_SHARE)
+    undecided = ~peaked & (share > 0)
+    empty = (~positive & ~undecided).float()
+    empty = torch.where(peaked & (grown > 0), NEIGHBOUR_WEIGHT * empty, empty)
+    number = positive.sum(-1, keepdim=True)
+    full = positive * (SMALL_LESION_WEIGHT * number.clamp(min=1).rsqrt()).clamp(min=1)
+    full = torch.where(middle & peaked, SMALL_LESION_WEIGHT, full)
+    probability = logits.sigmoid()
+    loss = full * (1 - probability) * F.softplus(-logits) + empty * probability.square() * F.softplus(logits)
+    weight = full.sum((0, 2)).clamp(min=SMALL_LESION_WEIGHT * len(logits) / 2)
+    return (loss.sum((0, 2)) / weight).mean()
+
+
+def _fill_loss(
+    fill: Float[Tensor, "N K *cells"], share: Float[Tensor, "N K *cells"], relevant: tuple[int, ...]
+) -> Float[Tensor, ""]:
+    logits, share = fill[:, list(relevant)], share[:, list(relevant)]
+    there = share > 0
+    # A finding of thousands of cells must not drown one of three.
+    weight = there / there.flatten(2).sum(-1).clamp(min=1).sqrt()[(..., *(None,) * (fill.ndim - 2))]
+    loss = F.binary_cross_entropy_with_logits(logits, share, reduction="none")
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _center_cells(truth: PictureTruth, shape: torch.Size, stride: tuple[int, ...]) -> Bool[Tensor, "N K *cells"]:
+    """True at the cell in which an instance's middle lies."""
+    n, k, i = truth.valid.nonzero(as_tuple=True)
+    cells = _cell_of(truth.centers[n, k, i], shape, stride)
+    result = torch.zeros(*truth.valid.shape[:2], *shape, dtype=torch.bool, device=truth.valid.device)
+    result[(n, k, *cells.unbind(-1))] = True
+    return result
+
+
+def _cell_of(center: Float[Tensor, "M d"], shape: torch.Size, stride: tuple[int, ...]) -> Int[Tensor, "M d"]:
+    step = torch.tensor(stride, device=center.device)
+    last = torch.tensor(shape, device=center.device) - 1
+    return torch.minimum(((center + 0.5) / step).floor().long().clamp(min=0), last)
+
+
+def _side_loss(
+    maps: Maps, truth: PictureTruth, positive: Tensor, relevant: tuple[int, ...], stride: tuple[int, ...]
+) -> Float[Tensor, ""]:
+    """Each full cell of a sided finding lies on the side of its nearest instance."""
+    sided = torch.tensor([k in relevant and item.sided for k, item in enumerate(ontology.FINDINGS)])
+    usable = truth.valid & (truth.sides > 0) & sided.to(truth.valid.device)[:, None]
+    n, k, cell = (positive.flatten(2) & usable.any(-1)[..., None]).nonzero(as_tuple=True)
+    places = cell_centers(tuple(positive.shape[2:]), stride, positive.device)[cell]
+    far = (truth.centers[n, k] - places[:, None]).square().sum(-1).masked_fill(~usable[n, k], torch.inf)
+    nearest = far.argmin(-1) if len(n) else n
+    left = (truth.sides[n, k, nearest] == ontology.SIDES.index("left")).float()
+    if not len(n):
+        return maps.side.sum() * 0
+    return F.binary_cross_entropy_with_logits(maps.side.flatten(1)[n, cell], left)
+
+
+def _slot_losses(
+    maps: Maps, truth: PictureTruth, relevant: tuple[int, ...], stride: tuple[int, ...]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """Presence, middle and size of each finding: anywhere, on the left, on the right."""
+    chosen = list(relevant)
+    slot = torch.arange(NUM_SLOTS, device=truth.sides.device)
+    member = truth.valid[:, chosen, None] & ((truth.sides[:, chosen, None] == slot[:, None]) | (slot[:, None] == 0))
+    present = member.any(-1)
+    sided = torch.tensor([ontology.FINDINGS[k].sided for k in chosen], device=slot.device)
+    asked = (sided[:, None] | (slot == 0)).expand_as(present)
+    region = F.binary_cross_entropy_with_logits(maps.presence[:, chosen][asked], present[asked].float())
+
+    spread = torch.tensor([k not in PEAKS for k in chosen], device=slot.device)
+    placed = present & asked & spread[:, None]
+    share = (member / member.sum(-1, keepdim=True).clamp(min=1)).float()
+    middle = torch.einsum("nkwi,nkid->nkwd", share, truth.centers[:, chosen])
+    step = torch.tensor(stride, device=slot.device)
+    center = _mean(_smooth_l1((maps.centers[:, chosen] - middle) / step).mean(-1), placed)
+
+    largest = (truth.sizes[:, chosen, None] * member).amax(-1)
+    target = encode_size(largest, torch.tensor(chosen, device=slot.device)[:, None])
+    size = _mean(_smooth_l1(maps.sizes[:, chosen] - target), asked & (largest > 0))
+    return region, center, size
+
+
+def _peak_losses(
+    maps: Maps,
+    truth: PictureTruth,
+    read_peaks: ReadsPeaks,
+    relevant: tuple[int, ...],
+    stride: tuple[int, ...],
+    spacing_mm: tuple[float, ...],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Offset and size, learnt at the cells around an instance's middle (all cells within a nodule's radius)."""
+    usable = torch.zeros_like(truth.valid)
+    peaks = [k for k in PEAKS if k in relevant]
+    usable[:, peaks] = truth.valid[:, peaks]
+    n, k, i = usable.nonzero(as_tuple=True)
+    center, sizes = truth.centers[n, k, i], truth.sizes[n, k, i]
+    shape = maps.maps.shape[2:]
+    near = torch.tensor(list(product((-2, -1, 0, 1, 2), repeat=len(stride))), device=center.device)
+    cells = _cell_of(center, shape, stride)[:, None] + near
+    inside = ((cells >= 0) & (cells < torch.tensor(shape, device=center.device))).all(-1)
+    step = torch.tensor(stride, device=center.device)
+    offset = (center[:, None] - (cells * step + (step - 1) / 2)) / step
+    spacing = torch.tensor(spacing_mm, device=center.device)
+    is_diameter = torch.tensor([_in_mm(item) for item in ontology.FINDINGS], device=center.device)[k]
+    within = (offset * step * spacing).norm(dim=-1) <= (0.4 * sizes * is_diameter)[:, None]
+    m, j = (inside & (within | (offset.norm(dim=-1) <= PEAK_RADIUS))).nonzero(as_tuple=True)
+    place, size = read_peaks(maps.features, picture=n[m], cell=cells[m, j])
+    if not len(m):
+        return place.sum() * 0, size.sum() * 0
+    column = torch.tensor([PEAKS.index(x) if x in PEAKS else 0 for x in range(NUM_FINDINGS)], device=k.device)[k[m]]
+    row = torch.arange(len(m), device=m.device)
+    each = 1 / torch.bincount(m, minlength=len(n)).clamp(min=1)[m]
+    target = encode_size(sizes, k)
+    center_loss = _smooth_l1(place[row, column] - offset[m, j]).mean(-1)
+    size_loss = _smooth_l1(size[row, column] - target[m]) * (sizes[m] > 0)
+    return (center_loss * each).sum() / each.sum(), (size_loss * each).sum() / each.sum()
+
+
+def _in_mm(item: ontology.Finding) -> bool:
+    return item.measure is not None and item.measure.name == "diameter" and item.measure.unit == "mm"
+
+
+def _smooth_l1(difference: Tensor) -> Tensor:
+    return F.smooth_l1_loss(difference, torch.zeros_like(difference), beta=BETA, reduction="none")
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the marked; 0 with a gradient of 0 where none is."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)

@@ -1,0 +1,203 @@
+"""The stage that lets the model write, and what it says put back into the patient's millimetres."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final
+
+import torch
+
+import mm
+from mm import ontology
+from mm.batch import DetectedFinding, GeneratedReport, Language, Sample
+from mm.dicom.resample import unfit_point
+from mm.pipeline.case import Case, Sealed
+from mm.pipeline.stage import Stage
+from mm.report.evidence import key_radiograph, key_slice, ring_mm
+from mm.report.schema import Domain, KeyImage, ModelIdentity, Report, ReportedFinding, ReportedSentence
+from mm.report.text import fill
+
+if TYPE_CHECKING:
+    from mm.training.checkpoint import Loaded
+
+LANGUAGES: Final[tuple[Language, ...]] = ("en", "zh")
+SIZE_DECIMALS: Final = 3
+
+
+class GenerateReport(Stage):
+    """Detects findings and writes the sentences.
+
+    Args:
+        checkpoint: A checkpoint folder, or the name of a shipped one.
+        batch_size: Studies that go through the model together. Batches are cut from the whole input in a
+            fixed order, whether some are finished already or not: a rerun repeats the same arithmetic.
+        languages: Of the sentences; the first is the one the page opens in.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset({"volume", "image"})
+    provides: ClassVar[frozenset[str]] = frozenset({"report"})
+
+    def __init__(
+        self, *, checkpoint: str | Path = "default", batch_size: int = 4, languages: tuple[Language, ...] = LANGUAGES
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        if not languages or len(set(languages)) < len(languages):
+            raise ValueError(f"languages must name each of {', '.join(LANGUAGES)} at most once, got {languages}")
+        self.checkpoint = checkpoint
+        self.batch_size = batch_size
+        self.languages = languages
+
+    @cached_property
+    def loaded(self) -> "Loaded":
+        """The checkpoint, opened at first use.
+
+        Raises:
+            ValueError: It is missing, or of another version.
+        """
+        return mm.load(self.checkpoint)
+
+    @property
+    def sealed(self) -> Sealed:
+        """The preprocessing that earlier stages must follow."""
+        kept = self.loaded.preprocessing
+        return Sealed(kept.volume_grid, kept.image_size, kept.sound_rate)
+
+    def process(self, cases: Sequence[Case]) -> list[Case]:
+        """Writes the report of every case, all in one batch."""
+        from mm.data.collate import collate
+
+        kept = self.loaded.preprocessing
+        samples = [to_sample(case) for case in cases]
+        batch = collate(samples, self.loaded.tokenizer, rows=(), max_words=kept.max_words, max_text=kept.max_text)
+        with torch.inference_mode():
+            written = [self._generate(batch, language) for language in self.languages]
+        return [
+            replace(case, result=self._report(case, [reports[index] for reports in written]))
+            for index, case in enumerate(cases)
+        ]
+
+    def _generate(self, batch: "mm.batch.Batch", language: Language) -> list[GeneratedReport]:
+        return self.loaded.model.generate(batch, tokenizer=self.loaded.tokenizer, language=language)
+
+    def _report(self, case: Case, generated: list[GeneratedReport]) -> Report:
+        detected = [_rounded(item) for item in generated[0].findings]
+        findings = tuple(locate(item, case) for item in detected)
+        days = min((item.days for item in case.inputs.volumes[1:]), default=None)
+        sentences = tuple(
+            ReportedSentence(
+                language=report.language,
+                kind=sentence.kind,
+                text=fill(
+                    sentence.text,
+                    finding=None if sentence.finding is None else detected[sentence.finding],
+                    findings=detected,
+                    days=days,
+                    language=report.language,
+                ),
+                finding=sentence.finding,
+                log_probability=round(sentence.log_probability, 4),
+            )
+            for report in generated
+            for sentence in report.sentences
+        )
+        evidence = tuple(
+            image for index, item in enumerate(findings) if item.present for image in illustrate(index, item, case)
+        )
+        return Report(
+            study=case.study,
+            model=self._identity(case),
+            series=case.inputs.series,
+            inputs=case.inputs.summary(),
+            findings=findings,
+            sentences=sentences,
+            evidence=evidence,
+        )
+
+    def _identity(self, case: Case) -> ModelIdentity:
+        card = self.loaded.card
+        demonstration = "demonstration" in f"{card.name} {card.description}".lower() or card.name == "default"
+        makers = [series.manufacturer.lower() for series in case.inputs.series]
+        domain: Domain = "outside" if demonstration and not all("phantom" in maker for maker in makers) else "inside"
+        return ModelIdentity(
+            name=card.name,
+            kind="demonstration" if demonstration else "trained",
+            sha256=self.loaded.identity.sha256,
+            ontology=ontology.digest(),
+            domain=domain,
+        )
+
+
+def to_sample(case: Case) -> Sample:
+    """The case as the model reads it: pseudonymous, without truth."""
+    loaded = case.inputs
+    return Sample(
+        study=case.study,
+        volumes=tuple(item.volume.voxels for item in loaded.volumes),
+        days=tuple(float(item.days) for item in loaded.volumes),
+        image=None if loaded.image is None else loaded.image.fitted,
+        audio=loaded.audio,
+        record=loaded.record,
+    )
+
+
+def locate(detected: DetectedFinding, case: Case) -> ReportedFinding:
+    """A finding with its place in the patient and on the stored slice or radiograph."""
+    measure = ontology.finding(detected.code).measure
+    size = detected.size if measure is not None else None
+    center, index, uid, pixel = None, None, None, None
+    current = case.inputs.volumes[0] if case.inputs.volumes else None
+    if detected.voxel is not None and current is not None and current.stack is not None:
+        x, y, z = current.volume.to_mm(detected.voxel)
+        center = (round(x, 1), round(y, 1), round(z, 1))
+        index = current.stack.slice_of(center)
+        uids = current.stack.sop_instance_uids
+        uid = case.source.pseudonyms.instance(uids[index]) if uids else None
+    if detected.pixel is not None and case.inputs.image is not None:
+        stored = case.inputs.image.image
+        height, width = stored.pixels.shape
+        row, column = unfit_point(detected.pixel, (height, width), case.inputs.image.fitted.shape[0])
+        pixel = (round(row, 1), round(column, 1))
+        uid = uid or case.source.pseudonyms.instance(stored.sop_instance_uid)
+    return ReportedFinding(
+        code=detected.code,
+        present=detected.present,
+        probability=detected.probability,
+        side=detected.side,
+        center_mm=center,
+        size=size,
+        unit=None if measure is None else measure.unit,
+        size_mm=size if measure is not None and measure.unit == "mm" else None,
+        grade=ontology.grade(detected.code, size),
+        change=detected.change,
+        slice_index=index,
+        sop_instance_uid=uid,
+        image_pixel=pixel,
+    )
+
+
+def illustrate(index: int, finding: ReportedFinding, case: Case) -> list[KeyImage]:
+    """The key slice and the radiograph of a finding, those that there are."""
+    images = []
+    radius = ring_mm(finding.code, finding.size, finding.unit)
+    stack = case.inputs.volumes[0].stack if case.inputs.volumes else None
+    if finding.center_mm is not None and stack is not None:
+        images.append(
+            key_slice(stack, finding=index, code=finding.code, center_mm=finding.center_mm, radius_mm=radius)
+        )
+    if finding.image_pixel is not None and case.inputs.image is not None:
+        image = case.inputs.image.image
+        images.append(key_radiograph(image, finding=index, pixel=finding.image_pixel, radius_mm=radius))
+    return images
+
+
+
+
+def _rounded(detected: DetectedFinding) -> DetectedFinding:
+    """What report.json shows is what the sentences are filled from."""
+    return replace(
+        detected,
+        probability=round(detected.probability, 4),
+        size=None if detected.size is None else round(detected.size, SIZE_DECIMALS),
+    )

@@ -1,0 +1,293 @@
+"""Stages that load: selection rules are theirs, spacing, size and sound rate are the checkpoint's."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio.functional
+from jaxtyping import Float
+
+from mm import ontology
+from mm.batch import Record
+from mm.data.record import parse_record
+from mm.dicom.errors import DicomError
+from mm.dicom.image import read_image
+from mm.dicom.resample import fit_image, resample
+from mm.dicom.scan import Series, Study
+from mm.dicom.volume import Volume, read_volume
+from mm.pipeline.case import Case, InputError, Inputs, LoadedImage, LoadedVolume, Sealed, Source
+from mm.pipeline.stage import Stage
+from mm.report.evidence import Stack
+from mm.report.schema import SeriesUsed
+
+CHEST: Final = ("CHEST", "THORAX", "LUNG")
+
+
+class LoadStage(Stage):
+    """A stage that treats each case alone."""
+
+    def process(self, cases: Sequence[Case]) -> list[Case]:
+        """Loads into each case."""
+        return [replace(case, inputs=self.load(case.source, case.sealed, case.inputs)) for case in cases]
+
+    @abstractmethod
+    def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:
+        """The inputs with what this stage adds."""
+
+
+class LoadVolume(LoadStage):
+    """Reads the best volume of a study: one of the chest before others, then the one with the most slices.
+
+    Args:
+        modality: DICOM modality of the series, for example CT.
+        min_slices: Series with fewer slices (localisers, thick reformats) are passed over.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"volume"})
+
+    def __init__(self, *, modality: str = "CT", min_slices: int = 16) -> None:
+        if min_slices < 1:
+            raise ValueError(f"min_slices must be 1 or more, got {min_slices}")
+        self.modality = modality
+        self.min_slices = min_slices
+
+    def accepts(self, study: Study) -> bool:
+        """True where a series passes the rules."""
+        return best_volume(study, self.modality, self.min_slices) is not None
+
+    def describe(self) -> str:
+        """The rules in words."""
+        return f"a {self.modality} series of at least {self.min_slices} slices"
+
+    def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:
+        """Adds the current volume, if the study has one."""
+        series = best_volume(source.study, self.modality, self.min_slices)
+        if series is None:
+            return inputs.tell("volume", count=0)
+        volume = read_volume(series)
+        loaded = LoadedVolume(resample(volume, sealed.grid), 0, Stack.of(volume))
+        return replace(
+            inputs, volumes=(loaded,), series=(*inputs.series, _facts(series, volume, role="volume", days=0))
+        ).tell("volume", count=1)
+
+
+class LoadPriors(LoadStage):
+    """Reads earlier studies of the same PatientID in the same input, or those that `--context` names.
+
+    A prior that can't be read is left out, and the report says so; its own report names the reason.
+
+    Args:
+        max_priors: The most recent so many.
+        modality: As in LoadVolume.
+        min_slices: As in LoadVolume.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset({"volume"})
+    provides: ClassVar[frozenset[str]] = frozenset({"priors"})
+
+    def __init__(self, *, max_priors: int = 3, modality: str = "CT", min_slices: int = 16) -> None:
+        if max_priors < 1:
+            raise ValueError(f"max_priors must be 1 or more, got {max_priors}")
+        self.max_priors = max_priors
+        self.modality = modality
+        self.min_slices = min_slices
+
+    def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:
+        """Adds the priors, where there is a current volume to compare with them."""
+        if not inputs.volumes:
+            return inputs.tell("priors", count=0)
+        volumes, series, reason = list(inputs.volumes), list(inputs.series), None
+        for prior in source.priors:
+            chosen = best_volume(prior.study, self.modality, self.min_slices)
+            if chosen is None:
+                continue
+            if len(volumes) > self.max_priors:
+                break
+            try:
+                volume = read_volume(chosen)
+            except DicomError as error:
+                reason = error.reason
+                continue
+            volumes.append(LoadedVolume(resample(volume, sealed.grid), prior.days, None))
+            series.append(_facts(chosen, volume, role="prior", days=prior.days))
+        told = replace(inputs, volumes=tuple(volumes), series=tuple(series))
+        return told.tell("priors", count=len(volumes) - 1, reason=reason)
+
+
+class LoadImage(LoadStage):
+    """Reads a study's radiograph, a frontal one before others.
+
+    Args:
+        modalities: DICOM modalities, in order of preference.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    def __init__(self, *, modalities: tuple[str, ...] = ("DX", "CR")) -> None:
+        if not modalities:
+            raise ValueError("modalities must name at least one, for example DX")
+        self.modalities = modalities
+
+    def accepts(self, study: Study) -> bool:
+        """True where there is a series of one of the modalities."""
+        return best_image(study, self.modalities) is not None
+
+    def describe(self) -> str:
+        """The rule in words."""
+        return f"a {' or '.join(self.modalities)} image"
+
+    def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:
+        """Adds the radiograph, if the study has one."""
+        series = best_image(source.study, self.modalities)
+        if series is None:
+            return inputs.tell("image", count=0)
+        image = read_image(series)
+        facts = SeriesUsed("image", series.modality, 1, image.spacing_mm, series.manufacturer, "arbitrary")
+        loaded = LoadedImage(image, fit_image(image, sealed.image_size))
+        return replace(inputs, image=loaded, series=(*inputs.series, facts)).tell("image", count=1)
+
+
+class LoadAudio(LoadStage):
+    """Reads chest sounds: `sound_<site>.wav` beside the series, or the files that `--context` names.
+
+    Args:
+        max_seconds: Longer recordings are cut.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"audio"})
+
+    def __init__(self, *, max_seconds: float = 30.0) -> None:
+        if max_seconds <= 0:
+            raise ValueError(f"max_seconds must be positive, got {max_seconds}")
+        self.max_seconds = max_seconds
+
+    def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:
+        """Adds one sound a site; sites without a file are None."""
+        files = sound_files(source)
+        sounds = tuple(
+            read_sound(files[site], rate=sealed.sound_rate, max_seconds=self.max_seconds) if site in files else None
+            for site in ontology.SOUND_SITES
+        )
+        told = inputs.tell("audio", count=len(files), detail=tuple(site for site in ontology.SOUND_SITES if site in files))
+        return replace(told, audio=sounds if files else ())
+
+
+class LoadRecord(LoadStage):
+    """Reads the clinical record: `record.json` beside the series, or what `--context` holds or names."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"record"})
+
+    def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:  # noqa: ARG002
+        """Adds the record, if there is one."""
+        content = record_content(source)
+        if content is None:
+            return inputs.tell("record", count=0)
+        try:
+            record = parse_record(content)
+        except ValueError as error:
+            raise InputError("record_layout") from error
+        detail = tuple(
+            f"{item.name} {record.values[item.name]:.4g} {item.unit}"
+            for item in ontology.MEASUREMENTS
+            if item.name in record.values and item.name != "age"  # a very old age can tell who it is
+        )
+        known = len(record.values) or int(bool(record.words))
+        return replace(inputs, record=record if known else None).tell("record", count=known, detail=detail)
+
+
+# ------------------------------------------------------------------------------------------------- rules
+
+
+def best_volume(study: Study, modality: str, min_slices: int) -> Series | None:
+    """The series of a study that the rules of `LoadVolume` pick, or None."""
+    fitting = [item for item in study.series if item.modality == modality and item.num_slices >= min_slices]
+    return max(
+        fitting,
+        key=lambda item: (item.body_part.upper().startswith(CHEST), item.num_slices, item.series_instance_uid),
+        default=None,
+    )
+
+
+def best_image(study: Study, modalities: tuple[str, ...]) -> Series | None:
+    """The radiograph series of a study, or None."""
+    fitting = [item for item in study.series if item.modality in modalities]
+    return min(fitting, key=lambda item: (modalities.index(item.modality), item.series_instance_uid), default=None)
+
+
+def sound_files(source: Source) -> dict[str, Path]:
+    """Sound file by site: `--context` first, then fixed names beside the series."""
+    if source.row is not None and source.row.audio:
+        return dict(source.row.audio)
+    places = ((site, folder / f"sound_{site}.wav") for folder in source.folders for site in ontology.SOUND_SITES)
+    found: dict[str, Path] = {}
+    for site, path in places:
+        if site not in found and path.is_file():
+            found[site] = path
+    return found
+
+
+def record_file(source: Source) -> Path | None:
+    """The file that holds a study's record, or None."""
+    if source.row is not None and source.row.record is not None:
+        return source.row.record if isinstance(source.row.record, Path) else None
+    return next((folder / "record.json" for folder in source.folders if (folder / "record.json").is_file()), None)
+
+
+def record_content(source: Source) -> dict[str, Any] | None:
+    """A study's record as JSON, or None.
+
+    Raises:
+        InputError: The file can't be read, or holds no JSON object.
+    """
+    if source.row is not None and isinstance(source.row.record, dict):
+        return source.row.record
+    path = record_file(source)
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError("record_unreadable") from error
+    if not isinstance(content, dict):
+        raise InputError("record_layout")
+    return content
+
+
+def read_sound(path: Path, *, rate: int, max_seconds: float) -> Float[np.ndarray, "T"]:
+    """A sound file as mono float32 at `rate`.
+
+    Raises:
+        InputError: The file can't be read or is empty.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            stored, given = file.read(int(max_seconds * file.samplerate), dtype="float32", always_2d=True), file.samplerate
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise InputError("audio_unreadable") from error
+    if len(stored) == 0:
+        raise InputError("audio_empty")
+    mono = stored.mean(axis=1, dtype=np.float32)
+    if given == rate:
+        return mono
+    resampled: Float[np.ndarray, "T"] = torchaudio.functional.resample(torch.from_numpy(mono), given, rate).numpy()
+    return resampled
+
+
+
+
+def _facts(series: Series, volume: Volume, *, role: str, days: int) -> SeriesUsed:
+    return SeriesUsed(
+        role="prior" if role == "prior" else "volume",
+        modality=series.modality,
+        num_slices=volume.shape[0],
+        spacing_mm=tuple(round(step, 4) for step in volume.spacing_mm),
+        manufacturer=series.manufacturer,
+        units=volume.units,
+        days_before=days,
+    )

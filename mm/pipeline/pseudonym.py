@@ -1,0 +1,102 @@
+"""Study keys and pseudonymous UIDs: HMAC-SHA256 under a secret that lies in OUT/private/ and nowhere else."""
+
+import csv
+import hashlib
+import hmac
+import io
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from mm.pipeline.files import write_atomically
+
+KEY_DIGITS: Final = 16
+SECRET_BYTES: Final = 32
+COLUMNS: Final = ("key", "kind", "uid")
+
+
+class Pseudonyms:
+    """Turns true UIDs into keys. The same secret gives the same keys; without it they can't be guessed."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def study(self, uid: str) -> str:
+        """The study key: the first 16 hex digits of the HMAC of a StudyInstanceUID."""
+        return self.digest(uid)[:KEY_DIGITS]
+
+    def instance(self, uid: str) -> str:
+        """A valid UID (PS3.5 B.2: 2.25 and a 128-bit number) that stands for a SOPInstanceUID."""
+        return f"2.25.{int(self.digest(uid)[:32], 16)}"
+
+    def digest(self, text: str) -> str:
+        """HMAC-SHA256 in hex."""
+        return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
+
+    def key(self, kind: str, uid: str) -> str:
+        """The key of a row of map.csv."""
+        return self.study(uid) if kind == "study" else self.instance(uid)
+
+
+class KeyMap:
+    """OUT/private/map.csv: from study keys and pseudonymous SOPInstanceUIDs back to the true ones.
+
+    Rows are appended before the report that shows the key is put in its place, so a run that is killed never
+    leaves a key without a row. A torn row doesn't match its own HMAC and is dropped when the map is opened.
+    """
+
+    def __init__(self, path: Path, pseudonyms: Pseudonyms) -> None:
+        self._path = path
+        self._pseudonyms = pseudonyms
+        self._rows: dict[str, tuple[str, str]] = {}
+        if path.exists():
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
+                for row in csv.reader(file):
+                    if len(row) == 3 and row[1] in {"study", "instance"} and pseudonyms.key(row[1], row[2]) == row[0]:
+                        self._rows[row[0]] = (row[1], row[2])
+        self.compact()
+
+    def add(self, kind: str, uids: Iterable[str]) -> None:
+        """Appends what isn't there yet."""
+        fresh = {self._pseudonyms.key(kind, uid): (kind, uid) for uid in uids}
+        fresh = {key: row for key, row in fresh.items() if key not in self._rows}
+        if fresh:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_lines(fresh))
+            self._rows.update(fresh)
+
+    def compact(self) -> None:
+        """Rewrites the file: one row a key, in the order of keys."""
+        text = ",".join(COLUMNS) + "\n" + _lines(dict(sorted(self._rows.items())))
+        write_atomically(self._path, text.encode(), mode=0o600)
+
+
+def open_private(out: Path) -> tuple[Pseudonyms, KeyMap]:
+    """Reads or makes the secret and the map under OUT/private/ (folder 0700, files 0600).
+
+    Raises:
+        ValueError: The secret that lies there has another length: keys made with it would be wrong.
+        OSError: No right to write.
+    """
+    folder = out / "private"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    path = folder / "secret"
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(SECRET_BYTES).encode() + b"\n", mode=0o600)
+    path.chmod(0o600)
+    try:
+        secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except ValueError:
+        secret = b""
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"{path} must hold {2 * SECRET_BYTES} hex digits; restore it, or write into a new folder")
+    pseudonyms = Pseudonyms(secret)
+    return pseudonyms, KeyMap(folder / "map.csv", pseudonyms)
+
+
+def _lines(rows: dict[str, tuple[str, str]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows((key, kind, uid) for key, (kind, uid) in rows.items())
+    return buffer.getvalue()

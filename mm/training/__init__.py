@@ -1,0 +1,1 @@
+"""Lightning tasks around the model, checkpoints, and the training command line."""

@@ -1,0 +1,24 @@
+"""What a YAML file or a checkpoint may import. A class path is imported before its type is checked, so a
+configuration runs code: everything is denied but a few packages, and only the command line can add to them."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from jsonargparse import set_parsing_settings
+
+TRUSTED: Final[tuple[str, ...]] = ("mm", "torch", "lightning", "timm", "torchaudio", "torchvision", "open_clip")
+
+
+def restrict_imports(trust: Sequence[str] = ()) -> None:
+    """Denies every import path in configurations but those of `TRUSTED` and `trust`; holds for the process.
+
+    Args:
+        trust: Packages that the user named with `--trust`.
+
+    Raises:
+        ValueError: A name in `trust` is no import path.
+    """
+    for name in trust:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"--trust takes the import name of a package such as my_package; got {name!r}")
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*TRUSTED, *trust])

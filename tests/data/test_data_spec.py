@@ -1,0 +1,128 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from mm.data.datamodule import MultimodalData, Shuffled
+from mm.data.readers import open_split, texts
+from mm.data.spec import PhantomSpec, TableSpec, describe, load_spec
+from mm.dicom.resample import IMAGE_GRID
+
+TABLE = """
+kind: jsonl
+name: pictures
+root: ${PICTURES}
+index: rows.jsonl
+image: {column: image}
+prompt: {column: question}
+target: {column: answer}
+closed: {column: type, equals: CLOSED}
+split: {column: split}
+val: {share: 0.3, group: {column: image}}
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    rows = []
+    for number in range(60):
+        name = f"p{number % 20}.png"
+        if number < 20:
+            pixels = np.zeros((40, 60), np.uint8)
+            pixels[:, 30:] = 200
+            PIL.Image.fromarray(pixels).save(tmp_path / name)
+        split = "test" if number % 20 > 14 else "train"
+        kind = "CLOSED" if number % 2 else "OPEN"
+        rows.append({"image": name, "question": f"what is {number}?", "answer": "yes", "type": kind, "split": split})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (tmp_path / "pictures.yaml").write_text(TABLE)
+    monkeypatch.setenv("PICTURES", str(tmp_path))
+    return tmp_path / "pictures.yaml"
+
+
+def test_shipped_specs_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert isinstance(load_spec("phantom"), PhantomSpec)
+    spec = load_spec("vqa_rad", root=tmp_path)
+    assert isinstance(spec, TableSpec)
+    assert spec.root == str(tmp_path)
+    assert "root" not in describe(spec)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("jsonl\nname", "csv\nname"), "kind must be one of phantom, jsonl; got 'csv'"),
+        (lambda text: text.replace("target:", "traget:"), "traget"),
+        (lambda text: text.replace("${PICTURES}", "${NOWHERE}"), "set NOWHERE in the environment"),
+        (lambda text: text.replace("${PICTURES}", "/does/not/exist"), "is no folder; give --data.root"),
+    ],
+)
+def test_mistakes_are_named(table: Path, change: Callable[[str], str], message: str) -> None:
+    table.write_text(change(TABLE))
+    with pytest.raises(ValueError, match=message):
+        load_spec(table)
+
+
+def test_validation_is_carved_by_image(table: Path) -> None:
+    spec = load_spec(table)
+    images = {}
+    for split in ("train", "val", "test"):
+        rows = open_split(spec, split).rows  # type: ignore[attr-defined]
+        images[split] = {row["image"] for row in rows}
+        assert len(rows) == 3 * len(images[split])  # a group stays whole
+    assert not images["train"] & images["val"]
+    assert images["test"] == {f"p{n}.png" for n in range(15, 20)}
+
+
+def test_rows_become_samples(table: Path) -> None:
+    samples = open_split(load_spec(table), "test")
+    sample = samples[1]
+    assert sample.image is not None
+    assert sample.image.shape == (IMAGE_GRID, IMAGE_GRID)
+    assert 0.0 <= float(sample.image.min()) <= float(sample.image.max()) <= 1.0
+    assert sample.questions[0].answer == "yes"
+    assert open_split(load_spec(table), "test", inputs=())[1].image is None
+    assert {samples[i].questions[0].closed for i in range(len(samples))} == {True, False}  # type: ignore[arg-type]
+
+
+def test_a_missing_column_or_picture_is_named(table: Path) -> None:
+    table.write_text(TABLE.replace("column: answer", "column: reply"))
+    with pytest.raises(ValueError, match=r"no column 'reply'; it has answer, image"):
+        open_split(load_spec(table), "train")[0]
+    table.write_text(TABLE)
+    (table.parent / "p15.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"'p15.png' can't be read"):
+        open_split(load_spec(table), "test")[0]
+
+
+def test_loaders_yield_numbers_and_batches(table: Path) -> None:
+    data = MultimodalData(spec=str(table), batch_size=4, workers=0, vocab_size=300)
+    numbers, batch = next(iter(data.val_dataloader()))
+    assert numbers.tolist() == [0, 1, 2, 3]
+    assert batch.size == 4
+    assert batch.image is not None
+    assert batch.writing is not None
+    data.texts_only = True
+    assert next(iter(data.val_dataloader()))[1].image is None
+    assert next(iter(data.loader("train", start=5, everything=True)))[0].tolist() == [5, 6, 7, 8]
+    assert any("what is" in text for text in texts(data.spec))
+
+
+def test_numbers_out_of_range_are_refused(table: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.batch_size must be at least 1, got 0"):
+        MultimodalData(spec=str(table), batch_size=0)
+    with pytest.raises(ValueError, match=r"data.tokenizer 'nowhere'"):
+        _ = MultimodalData(spec=str(table), tokenizer="nowhere").tokenizer
+
+
+def test_order_differs_by_epoch_and_after_a_resume() -> None:
+    first, again, resumed = (Shuffled(50, seed=1, resumed=n) for n in (0, 0, 7))
+    assert list(first) == list(again)
+    assert sorted(first) == list(range(50))
+    assert list(first) != list(resumed)
+    before = list(first)
+    first.set_epoch(1)
+    assert list(first) != before
