@@ -26,6 +26,8 @@ SPLIT_K_WIDTHS = (16, 32, 64, 128, 256, 512)
 """Head widths that xFormers' paged kernel (Triton split-K) is written for."""
 SPLIT_K_QUERIES = 16
 SPLIT_K_PAGE = 64
+WRITTEN_OUT_SCORES = 512 * 512
+"""Up to so many scores a head, bfloat16 attention on a CPU is written out; beyond, memory matters more."""
 
 
 class Mask(ABC):
@@ -180,7 +182,7 @@ class Paged(Mask):
     """
 
     block_tables: Int[Tensor, "B J"]
-    lengths: Int[Tensor, "B"]
+    lengths: Int[Tensor, " B"]
     page_size: int
 
     def place(self) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
@@ -248,25 +250,43 @@ def _attend_dense(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, scale: float | None, dropout: float
 ) -> Float[Tensor, "B M H W"]:
     """PyTorch's own attention on the dense mask; works on every device."""
+    seen = None
     if isinstance(mask, Paged):
         places, _ = mask.place()
         k, v = k[0, places], v[0, places]
         seen = mask.logical(q.shape[1])[:, None]
+    elif not isinstance(mask, Full):
+        seen = mask.dense(q.shape[1], k.shape[1])[:, None].to(q.device)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    some = None
+    if seen is not None:
+        some = seen.any(-1, keepdim=True)
+        # A query without keys is shown them all, and what it reads is thrown away: no NaN, forward or backward.
+        seen = seen | ~some
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] <= WRITTEN_OUT_SCORES:
+        out = _attend_written_out(q, k, v, seen=seen, scale=scale, dropout=dropout)
     else:
-        seen = mask.dense(q.shape[1], k.shape[1]).to(q.device)[:, None]
-    heads_first = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    if isinstance(mask, Full):
-        return F.scaled_dot_product_attention(*heads_first, dropout_p=dropout, scale=scale).transpose(1, 2)
-    some = seen.any(-1, keepdim=True)
-    # A query without keys is shown them all, and what it reads is thrown away: no NaN, forward or backward.
-    out = F.scaled_dot_product_attention(*heads_first, attn_mask=seen | ~some, dropout_p=dropout, scale=scale)
-    return out.masked_fill(~some, 0).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
+    return (out if some is None else out.masked_fill(~some, 0)).transpose(1, 2)
+
+
+def _attend_written_out(
+    q: Tensor, k: Tensor, v: Tensor, *, seen: Tensor | None, scale: float | None, dropout: float
+) -> Float[Tensor, "B H M W"]:
+    """Two matrix products and a softmax.
+
+    In bfloat16 on a CPU this trains 2 to 7 times faster than the fused kernel, whose backward pass is slow there.
+    """
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-1, -2)
+    if seen is not None:
+        scores = scores + torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -math.inf)
+    return F.dropout(scores.softmax(-1), dropout, training=dropout > 0) @ v
 
 
 def _attend_xformers(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, scale: float | None, dropout: float
 ) -> Float[Tensor, "B M H W"] | None:
-    """xFormers' kernels on CUDA, or None where they have none for this case."""
+    """XFormers' kernels on CUDA, or None where they have none for this case."""
     run: Callable[..., Tensor] = _ops().memory_efficient_attention
     options = {"scale": scale, "p": dropout}
     q_len, k_len = q.shape[1], k.shape[1]
@@ -319,7 +339,7 @@ def _attend_paged(
         scale=scale,
         op=(triton_splitk.FwOp, None),
     )
-    return out[0].unflatten(0, (q.shape[0], q.shape[1]))
+    return out[0].view(q.shape)
 
 
 def _additive(seen: Bool[Tensor, "C M N"], dtype: torch.dtype) -> Float[Tensor, "C 1 M N"]:
@@ -330,7 +350,7 @@ def _additive(seen: Bool[Tensor, "C M N"], dtype: torch.dtype) -> Float[Tensor, 
 
 
 @cache
-def _ops() -> Any:  # noqa: ANN401
+def _ops() -> Any:
     """xformers.ops, or None where it isn't installed (it has no wheels for macOS and arm64)."""
     try:
         import xformers.ops
@@ -340,7 +360,7 @@ def _ops() -> Any:  # noqa: ANN401
 
 
 @cache
-def _biases() -> Any:  # noqa: ANN401
+def _biases() -> Any:
     """xformers.ops.fmha.attn_bias."""
     import xformers.ops.fmha.attn_bias
 

@@ -39,6 +39,42 @@ class Movable:
         return replace(self, **moved)  # type: ignore[type-var]
 
 
+@dataclass(frozen=True)
+class SpecialIds:
+    """The ids with a meaning of their own; a constant of the format, the same in every vocabulary.
+
+    Attributes:
+        pad: Fills rows on the right.
+        end: Ends a sentence or an answer.
+        en: First token of an English row.
+        zh: First token of a Chinese row.
+        slot: Where the decoder adds the embedding of the finding (or of the kind of sentence).
+        answer: Behind a question; the answer follows.
+        size: Placeholder of the finding's size.
+        side: Placeholder of the finding's side.
+        days: Placeholder of the days since the prior.
+        findings: Placeholder of the list of findings.
+    """
+
+    pad: int = 0
+    end: int = 1
+    en: int = 2
+    zh: int = 3
+    slot: int = 4
+    answer: int = 5
+    size: int = 6
+    side: int = 7
+    days: int = 8
+    findings: int = 9
+
+    def language(self, language: Language) -> int:
+        """The id that opens a row of this language."""
+        return self.en if language == "en" else self.zh
+
+
+SPECIAL_IDS = SpecialIds()
+
+
 # ---------------------------------------------------------------------------------------------- networks
 
 

@@ -8,7 +8,7 @@ where the lesion is too small for a voxel of the mask.
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mm import ontology
 from mm.batch import Targets
-from mm.finding_maps import NUM_FINDINGS, NUM_SLOTS, PEAKS, Maps, cell_centers, encode_size
+from mm.finding_maps import NUM_FINDINGS, NUM_SLOTS, PEAKS, Maps, PeakHead, cell_centers, encode_size
 
 SMALL_LESION_WEIGHT: Final = 10.0
 """Weight of the only cell of a lesion; n cells weigh 10 / sqrt(n) each, but never less than 1."""
@@ -37,14 +37,6 @@ WEIGHTS: Final[dict[str, float]] = {
     "presence": 1.0,
     "change": 0.5,
 }
-
-
-class ReadsPeaks(Protocol):
-    """The part of the head that reads offset and size at cells."""
-
-    def __call__(
-        self, features: Tensor, *, picture: Int[Tensor, "M"], cell: Int[Tensor, "M d"]
-    ) -> tuple[Float[Tensor, "M P d"], Float[Tensor, "M P"]]: ...
 
 
 @dataclass(frozen=True)
@@ -113,7 +105,7 @@ def pool_bits(bits: Int[Tensor, "N *voxels"], stride: tuple[int, ...]) -> Float[
 def picture_losses(
     maps: Maps,
     truth: PictureTruth,
-    read_peaks: ReadsPeaks,
+    read_peaks: PeakHead,
     *,
     relevant: tuple[int, ...],
     stride: tuple[int, ...],
@@ -132,7 +124,7 @@ def picture_losses(
     center_cells = _center_cells(truth, maps.maps.shape[2:], stride)
     region, region_center, region_size = _slot_losses(maps, truth, relevant, stride)
     peak_center, peak_size = _peak_losses(maps, truth, read_peaks, relevant, stride, spacing_mm)
-    positive = truth.share >= REGION_SHARE
+    positive = (truth.share >= REGION_SHARE) | center_cells
     return {
         "map": _map_loss(maps.maps, truth.share, center_cells, relevant),
         "fill": _fill_loss(maps.fill, truth.share, relevant),
@@ -174,7 +166,6 @@ def _fill_loss(
 ) -> Float[Tensor, ""]:
     logits, share = fill[:, list(relevant)], share[:, list(relevant)]
     there = share > 0
-    # A finding of thousands of cells must not drown one of three.
     weight = there / there.flatten(2).sum(-1).clamp(min=1).sqrt()[(..., *(None,) * (fill.ndim - 2))]
     loss = F.binary_cross_entropy_with_logits(logits, share, reduction="none")
     return (loss * weight).sum() / weight.sum().clamp(min=1)
@@ -208,7 +199,11 @@ def _side_loss(
     left = (truth.sides[n, k, nearest] == ontology.SIDES.index("left")).float()
     if not len(n):
         return maps.side.sum() * 0
-    return F.binary_cross_entropy_with_logits(maps.side.flatten(1)[n, cell], left)
+    # A finding of thousands of cells must not drown one of three.
+    group = n * NUM_FINDINGS + k
+    weight = torch.bincount(group)[group].float().rsqrt()
+    loss = F.binary_cross_entropy_with_logits(maps.side.flatten(1)[n, cell], left, reduction="none")
+    return (loss * weight).sum() / weight.sum()
 
 
 def _slot_losses(
@@ -239,7 +234,7 @@ def _slot_losses(
 def _peak_losses(
     maps: Maps,
     truth: PictureTruth,
-    read_peaks: ReadsPeaks,
+    read_peaks: PeakHead,
     relevant: tuple[int, ...],
     stride: tuple[int, ...],
     spacing_mm: tuple[float, ...],

@@ -51,8 +51,8 @@ class Maps(Movable):
         evidence: One vector a finding, what this source alone says of it.
     """
 
-    study: Int[Tensor, "N"]
-    visit: Int[Tensor, "N"]
+    study: Int[Tensor, " N"]
+    visit: Int[Tensor, " N"]
     features: Float[Tensor, "N C *cells"]
     maps: Float[Tensor, "N K *cells"]
     fill: Float[Tensor, "N K *cells"]
@@ -156,7 +156,7 @@ class MapHead(nn.Module):
             self.direct.weight.copy_(start.expand(NUM_FINDINGS, -1))
 
     def forward(
-        self, features: Float[Tensor, "N C *cells"], *, study: Int[Tensor, "N"], visit: Int[Tensor, "N"]
+        self, features: Float[Tensor, "N C *cells"], *, study: Int[Tensor, " N"], visit: Int[Tensor, " N"]
     ) -> Maps:
         """Maps and their sums, in float32 whatever autocast says (masses are sums over thousands of cells)."""
         with torch.autocast(features.device.type, enabled=False):
@@ -230,14 +230,14 @@ class PeakHead(nn.Module):
         hidden: Of the perceptron.
     """
 
-    def __init__(self, channels: int, *, dims: int, hidden: int = 128) -> None:
+    def __init__(self, channels: int, *, dims: int, hidden: int = 96) -> None:
         super().__init__()
         self.dims = dims
         self.around = nn.Linear(channels * 3**dims, hidden)
         self.read = nn.Linear(hidden, len(PEAKS) * (dims + 1))
 
     def forward(
-        self, features: Float[Tensor, "N C *cells"], *, picture: Int[Tensor, "M"], cell: Int[Tensor, "M d"]
+        self, features: Float[Tensor, "N C *cells"], *, picture: Int[Tensor, " M"], cell: Int[Tensor, "M d"]
     ) -> tuple[Float[Tensor, "M P d"], Float[Tensor, "M P"]]:
         """Offset from the cell's middle to the instance's, in cells, and normalised log size.
 

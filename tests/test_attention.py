@@ -47,7 +47,9 @@ def test_attend_is_softmax_attention_under_the_dense_mask(q_len: int, k_len: int
     q, k, v = tensors(3, q_len, k_len)
     for mask in masks(q_len, k_len):
         seen = mask.dense(q_len, k_len).expand(3, -1, -1)
-        torch.testing.assert_close(attend(q, k, v, mask=mask), plain(q, k, v, seen), msg=lambda m, at=mask: f"{at}: {m}")
+        torch.testing.assert_close(
+            attend(q, k, v, mask=mask), plain(q, k, v, seen), msg=lambda m, at=mask: f"{at}: {m}"
+        )
     torch.testing.assert_close(
         attend(q, k, v, mask=Full(), scale=0.3), plain(q, k, v, torch.ones(3, q_len, k_len).bool(), scale=0.3)
     )

@@ -39,7 +39,7 @@ def collate(
     *,
     rows: tuple[Rows, ...] = ("report", "questions"),
     max_words: int = 64,
-    max_text: int = 384,
+    max_text: int = 256,
 ) -> Batch:
     """Pads studies into one batch; what no study has is None.
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mm.batch import Batch, Modality, Sample
 from mm.data.collate import Rows, collate
-from mm.data.readers import INPUTS, open_split, texts
+from mm.data.readers import INPUTS, open_split, open_words, texts
 from mm.data.spec import Spec, Split, load_spec
 from mm.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -50,7 +50,7 @@ class MultimodalData(LightningDataModule):
         val_studies: int | None = None,
         test_studies: int | None = None,
         max_words: int = 64,
-        max_text: int = 384,
+        max_text: int = 256,
         seed: int = 0,
     ) -> None:
         """Remembers the settings; reads nothing but the spec.
@@ -106,10 +106,13 @@ class MultimodalData(LightningDataModule):
         log.info("trained a tokenizer of %d ids", made.vocab_size)
         return made
 
-    def dataset(self, split: Split, *, inputs: tuple[Modality, ...] | None = None) -> Dataset[Sample]:
+    def dataset(self, split: Split) -> Dataset[Sample]:
         """The samples of a split, in their fixed order."""
-        chosen = self.inputs if inputs is None else inputs
-        return open_split(self.spec, split, inputs=chosen, studies=self.studies[split])
+        return open_split(self.spec, split, inputs=self.inputs, studies=self.studies[split])
+
+    def words(self, split: Split) -> Dataset[Sample]:
+        """The same studies in words only."""
+        return open_words(self.spec, split, inputs=self.inputs, studies=self.studies[split])
 
     def loader(self, split: Split, *, start: int = 0, everything: bool = False) -> DataLoader[Numbered]:
         """Batches of a split: the training split shuffled, the others in order.
@@ -119,8 +122,7 @@ class MultimodalData(LightningDataModule):
             start: Studies to leave out at the beginning, for work that goes on where it was stopped.
             everything: In order, with inputs and to the last study, whatever split it is: for the cache.
         """
-        inputs = () if self.texts_only and not everything else self.inputs
-        samples = self.dataset(split, inputs=inputs)
+        samples = self.words(split) if self.texts_only and not everything else self.dataset(split)
         shuffled = split == "train" and not everything
         size = len(samples)  # type: ignore[arg-type]  # every dataset of ours is sized
         resumed = 0 if self.trainer is None else self.trainer.global_step

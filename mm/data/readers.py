@@ -27,7 +27,7 @@ def open_split(
     Args:
         spec: From `mm.data.spec.load_spec`.
         split: Which part.
-        inputs: Inputs to make; with none of them a sample is its text and truth only, which is fast.
+        inputs: Inputs to make; texts and labels speak of what these can show and nothing else.
         studies: Only the first so many; more than the spec names is allowed for procedural patients.
 
     Raises:
@@ -47,6 +47,27 @@ def open_split(
     return TableDataset(spec, split, inputs=inputs, studies=studies)
 
 
+def open_words(
+    spec: Spec, split: Split, *, inputs: tuple[Modality, ...] = INPUTS, studies: int | None = None
+) -> Dataset[Sample]:
+    """The same studies as `open_split` with the same arguments, in words only: nothing is rendered or read.
+
+    Args:
+        spec: From `mm.data.spec.load_spec`.
+        split: Which part.
+        inputs: Inputs that the words may speak of; none of them is made.
+        studies: Only the first so many.
+    """
+    if isinstance(spec, PhantomSpec):
+        from mm.data.wording import PhantomWords
+        from mm.phantom.dataset import PhantomDataset
+
+        rendered = open_split(spec, split, inputs=inputs, studies=studies)
+        assert isinstance(rendered, PhantomDataset)
+        return PhantomWords(rendered)
+    return TableDataset(spec, split, inputs=(), studies=studies)
+
+
 def texts(spec: Spec, *, studies: int | None = None) -> Iterator[str]:
     """Every text of the training split that a vocabulary should know, placeholders kept.
 
@@ -54,7 +75,12 @@ def texts(spec: Spec, *, studies: int | None = None) -> Iterator[str]:
         spec: From `mm.data.spec.load_spec`.
         studies: Only the first so many.
     """
-    samples = open_split(spec, "train", inputs=("record",), studies=studies)
+    samples = open_words(spec, "train", studies=studies)
+    if isinstance(spec, PhantomSpec):
+        from mm.data.wording import PhantomWords
+
+        assert isinstance(samples, PhantomWords)
+        samples = PhantomWords(samples.rendered, record="with")
     for index in range(len(samples)):  # type: ignore[arg-type]  # every dataset of ours is sized
         sample = samples[index]
         yield from (sentence.text for sentence in sample.report)

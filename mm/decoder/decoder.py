@@ -8,8 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mm.attention import Causal, Keys
-from mm.batch import Padded, Slots, Tokens, Writing
-from mm.data.tokenizer import SPECIAL_IDS
+from mm.batch import SPECIAL_IDS, Padded, Slots, Tokens, Writing
 from mm.decoder.cache import DecodingState, LayerCache, MemoryKeys
 from mm.decoder.experts import MixtureOfExperts
 from mm.decoder.generate import GREEDY, Generated, Sampling, write
@@ -148,7 +147,8 @@ class MoEDecoder(nn.Module):
         ids, lengths = _pack(prompt, target)
         hidden, routings = self._run(ids, lengths, writing.slots, self._project(memory, rows))
         row, place = target.mask.nonzero(as_tuple=True)
-        logits = self._logits(hidden[row, prompt.lengths[row] - 1 + place])
+        behind = row * hidden.shape[1] + prompt.lengths[row] - 1 + place
+        logits = self._logits(hidden.flatten(0, 1).index_select(0, behind))
         return DecoderOutput(
             logits=logits,
             targets=target.values[row, place],

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mm.batch import Padded
-from mm.data.tokenizer import SPECIAL_IDS
+from mm.batch import SPECIAL_IDS, Padded
 from mm.decoder.cache import DecodingState
 
 NEVER_WRITTEN = (SPECIAL_IDS.pad, SPECIAL_IDS.en, SPECIAL_IDS.zh, SPECIAL_IDS.slot, SPECIAL_IDS.answer)

@@ -107,15 +107,19 @@ def _weights(num_source: int, num_target: int, start: float, step: float) -> Flo
 
 
 def _separable(
-    view: Float[np.ndarray, "A B C"], weights: list[Float[np.ndarray, "T S"]], fill: float
+    view: Float[np.ndarray, "A B C"], weights: list[Float[np.ndarray, "_ _"]], fill: float
 ) -> Float[torch.Tensor, "Z Y X"]:
-    """Applies one weight matrix an axis to `view - fill`, a slab of slices at a time."""
+    """Applies one weight matrix an axis to `view - fill`, a slab of slices at a time.
+
+    What lies below `fill` (padding outside the field of view of some CTs) counts as `fill`.
+    """
     along_z, along_y, along_x = (torch.from_numpy(item) for item in weights)
     num_slices = view.shape[0]
     plane = torch.empty(num_slices, along_y.shape[0], along_x.shape[0])
     slab = max(1, CHUNK // (view.shape[1] * view.shape[2]))
     for first in range(0, num_slices, slab):
         part = torch.from_numpy(np.ascontiguousarray(view[first : first + slab], dtype=np.float32) - np.float32(fill))
+        part.clamp_(min=0.0)
         plane[first : first + slab] = along_y @ (part @ along_x.T)
     return (along_z @ plane.flatten(1)).reshape(-1, *plane.shape[1:])
 

@@ -1,10 +1,16 @@
 """What reading ends in: a `Volume` in patient space and an `Image` on its own pixel grid."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Float
+
+from mm.dicom.errors import DicomError, GeometryError, KindError, PixelError
+from mm.dicom.pixels import read_pixels, rescaled
+from mm.dicom.scan import Series
+
+MAX_VOXELS: Final = 1 << 30
 
 Units = Literal["HU", "arbitrary"]
 
@@ -94,3 +100,38 @@ def source_slice(volume: Volume, center_mm: tuple[float, float, float]) -> int:
         Index into axis 0 and into `sop_instance_uids`, clipped to the volume.
     """
     return int(np.clip(round(volume.to_index(center_mm)[0]), 0, volume.shape[0] - 1))
+
+
+def read_volume(series: Series) -> Volume:
+    """The slices of a series as one volume, rescaled once, in the order of the slice normal.
+
+    Args:
+        series: Of kind "volume", as `scan` returns it.
+
+    Returns:
+        HU for CT (unless its RescaleType says otherwise), arbitrary units for MR and PET. The axes are those
+        of the file; `mm.dicom.resample.resample` turns them.
+
+    Raises:
+        DicomError: The series is refused (see `Series.refused`) or one of its slices can't be decoded.
+    """
+    if series.kind not in ("volume", "localizer", "multiframe"):
+        raise KindError("not_a_volume")
+    if series.refused is not None:
+        family = KindError if series.kind != "volume" or series.refused == "mosaic" else GeometryError
+        raise (PixelError if series.refused == "unsupported_pixels" else family)(series.refused, series.place)
+    assert series.affine is not None
+    instances = series.instances
+    if len(instances) * series.rows * series.columns > MAX_VOXELS:
+        raise PixelError("too_many_pixels", "in all slices")
+    is_ct = series.modality == "CT"
+    voxels = np.empty((len(instances), series.rows, series.columns), dtype=np.float32)
+    for index, instance in enumerate(instances):
+        try:
+            if is_ct and (instance.slope is None or instance.intercept is None):
+                raise PixelError("missing_rescale")
+            rescaled(instance, read_pixels(instance), voxels[index])
+        except DicomError as error:
+            raise type(error)(error.reason, f"slice {index + 1} of {len(instances)}") from None
+    in_hu = is_ct and all(item.rescale_type in ("", "HU") for item in instances)
+    return Volume(voxels, series.affine, "HU" if in_hu else "arbitrary", tuple(i.sop_instance_uid for i in instances))

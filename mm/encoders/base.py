@@ -18,5 +18,5 @@ class Encoder(nn.Module, ABC):
     width: int
 
     @abstractmethod
-    def forward(self, x: Any) -> Tokens:  # noqa: ANN401
+    def forward(self, x: Any) -> Tokens:
         """Encodes a batch of one modality; each subclass says which type it takes."""

@@ -46,15 +46,18 @@ class BasicBlock(nn.Module):
 
 
 class ResNet3D(nn.Module):
-    """The network itself, on three channels.
+    """The network itself, on three channels. Give it channels-last input: it trains up to twice as fast on a CPU.
 
     Args:
         width: Channels of the first level; the others have 2, 4 and 8 times as many.
         depth: 10, 18 or 34 layers.
+        stem_kernel: Of the first convolution, odd; torchvision's weights need (3, 7, 7).
         num_classes: Outputs of a classifier `fc`, which torchvision's weights have; 0 for none.
     """
 
-    def __init__(self, *, width: int = 64, depth: Depth = 18, num_classes: int = 0, stem_kernel: tuple[int,int,int]=(3,7,7)) -> None:
+    def __init__(
+        self, *, width: int = 64, depth: Depth = 18, num_classes: int = 0, stem_kernel: tuple[int, int, int] = (3, 7, 7)
+    ) -> None:
         super().__init__()
         if depth not in BLOCKS:
             raise ValueError(f"depth must be one of {sorted(BLOCKS)}, got {depth}")
@@ -83,7 +86,7 @@ class ResNet3D(nn.Module):
     def forward(self, x: Float[Tensor, "N 3 Z Y X"]) -> Float[Tensor, "N D"]:
         """Class scores, or the pooled features where there is no classifier."""
         pooled = self.pyramid(x)[-1].mean((2, 3, 4))
-        return pooled if self.fc is None else self.fc(pooled)  # type: ignore[no-any-return]
+        return pooled if self.fc is None else self.fc(pooled)
 
 
 class ResNet3DEncoder(Encoder):
@@ -96,6 +99,7 @@ class ResNet3DEncoder(Encoder):
         depth: 10, 18 or 34.
         windows: Lower and upper HU of the three channels; values outside are clamped.
         token_grid: Tokens along z, y and x, pooled from the coarsest level.
+        stem_kernel: (3, 7, 7) is torchvision's; (3, 3, 3) takes about a tenth off the time of a training step.
     """
 
     def __init__(

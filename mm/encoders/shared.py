@@ -13,9 +13,7 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def masked_mean(
-    values: Float[Tensor, "*batch N D"], mask: Bool[Tensor, "*batch N"]
-) -> Float[Tensor, "*batch D"]:
+def masked_mean(values: Float[Tensor, "*batch N D"], mask: Bool[Tensor, "*batch N"]) -> Float[Tensor, "*batch D"]:
     """Mean over the marked tokens; zeros where none is marked."""
     weight = mask.unsqueeze(-1).to(values.dtype)
     return (values.masked_fill(~mask.unsqueeze(-1), 0)).sum(-2) / weight.sum(-2).clamp(min=1)

@@ -67,7 +67,8 @@ def prevalence_random(
     labels: Bool[np.ndarray, "N K"], train: Bool[np.ndarray, "M K"], *, seed: int
 ) -> Bool[np.ndarray, "N K"]:
     """Each finding drawn with its prevalence in the training studies."""
-    return np.random.default_rng(seed).random(labels.shape) < train.mean(axis=0)
+    drawn: Bool[np.ndarray, "N K"] = np.random.default_rng(seed).random(labels.shape) < train.mean(axis=0)
+    return drawn
 
 
 def logistic(

@@ -217,7 +217,7 @@ def rouge_l(candidates: Sequence[str], references: Sequence[str], language: Lang
     for candidate, reference in zip(candidates, references, strict=True):
         a, b = ([*text] if language == "zh" else re.findall(r"\w+", text.lower()) for text in (candidate, reference))
         common = _common(list(a), list(b))
-        scores.append(2 * common / (len(a) + len(b)) if a or b else 0.0)  # type: ignore[arg-type]
+        scores.append(2 * common / (len(a) + len(b)) if a or b else 0.0)
     return float(np.mean(scores)) if scores else 0.0
 
 

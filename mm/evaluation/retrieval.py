@@ -21,8 +21,8 @@ class Retrieval:
     @classmethod
     def of(cls, ranks: Int[Tensor, " N"], *, chance_at_10: float) -> "Retrieval":
         """From the rank of each query's best match (1 is best)."""
-        shares = [(ranks <= k).double().mean().item() for k in (1, 5, 10)]
-        return cls(*shares, ranks.double().median().item(), chance_at_10)
+        first, five, ten = ((ranks <= k).double().mean().item() for k in (1, 5, 10))
+        return cls(first, five, ten, ranks.double().median().item(), chance_at_10)
 
 
 def ranks(

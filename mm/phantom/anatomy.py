@@ -57,8 +57,8 @@ class Lattice:
 
     @property
     def soft_mm(self) -> float:
-        """Width of an edge in the plane."""
-        return self.spacing_mm[2]
+        """Width of an edge in the plane; wider where the lattice is coarse along y, or projections would ripple."""
+        return max(self.spacing_mm[2], 0.6 * self.spacing_mm[1])
 
     def index(self, points: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
         """Index coordinates (z, y, x) of body points (x, y, z)."""
@@ -154,6 +154,21 @@ class Anatomy:
         """(x, y) of the vertebral bodies' centre."""
         return 0.0, self.half_depth - 13.0
 
+    @property
+    def descending_aorta(self) -> tuple[float, float, float]:
+        """(x, y, radius)."""
+        return 21.0, self.spine[1] - 27.0, 11.5
+
+    @property
+    def ascending_aorta(self) -> tuple[float, float, float]:
+        """(x, y, radius)."""
+        return -16.0, max(-24.0, self.heart[1] + 6.0), 14.0
+
+    @property
+    def arch_z(self) -> float:
+        """z at which the aorta's arch starts."""
+        return hilum(self, "left")[2] + 22.0
+
     def dome_of(self, side: str) -> float:
         """z of a dome in this visit."""
         return self.dome[BODY_SIDES.index(side)] + self.rise[BODY_SIDES.index(side)]  # type: ignore[arg-type]
@@ -189,8 +204,8 @@ def draw_anatomy(rng: np.random.Generator, *, male: bool, habitus: float) -> Ana
         heart_axes=(width, depth, tall),
         ratio=ratio,
         rib_pitch=uniform((0.098, 0.108)) * height,
-        rib_drop=uniform((42.0, 66.0)),
-        rib_top=apex + uniform((2.0, 12.0)),
+        rib_drop=uniform((66.0, 96.0)),
+        rib_top=apex - uniform((2.0, 12.0)),
         lung_hu=uniform(TABLE.lung_hu),
         gravity_hu=uniform(TABLE.gravity_hu),
         texture_hu=uniform(TABLE.texture_hu),
@@ -241,7 +256,9 @@ def heart_radius(anatomy: Anatomy, lattice: Lattice) -> Field:
 def dome_plane(anatomy: Anatomy, side: BodySide, lattice: Lattice) -> Plane:
     """z of the diaphragm over the plane."""
     x0 = SIGN[side] * 0.46 * anatomy.half_width
-    u = (lattice.x - np.float32(x0)) / np.float32(0.54 * anatomy.half_width)
+    u = (lattice.x - np.float32(x0)) / np.float32(SIGN[side] * 0.54 * anatomy.half_width)
+    # Towards the middle the domes meet in the central tendon.
+    u = np.maximum(u, np.float32(-0.5) * u)
     v = (lattice.y + np.float32(12.0)) / np.float32(anatomy.half_depth)
     back = np.maximum(v, 0)
     return np.float32(anatomy.dome_of(side)) - np.float32(38.0) * u * u - np.float32(16.0) * v * v - 22 * back * back
@@ -255,7 +272,11 @@ def middle_plane(anatomy: Anatomy, side: BodySide, lattice: Lattice) -> Plane:
     middle = half - np.float32(SIGN[side]) * lattice.x
     x0, y0 = anatomy.spine
     spine = np.float32(22.0) - np.hypot(lattice.x - np.float32(x0), y - np.float32(y0))
-    return np.maximum(middle, spine)
+    np.maximum(middle, spine, out=middle)
+    if side == "left":
+        x0, y0, aorta = anatomy.descending_aorta
+        np.maximum(middle, np.float32(aorta + 1.5) - np.hypot(lattice.x - np.float32(x0), y - np.float32(y0)), out=middle)
+    return middle
 
 
 @dataclass(frozen=True)

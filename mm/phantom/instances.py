@@ -188,6 +188,7 @@ def _common(header: Header, *, modality: str, sop_class: str) -> FileDataset:
     meta.MediaStorageSOPInstanceUID = uid("placeholder")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = IMPLEMENTATION_UID
+    meta.ImplementationVersionName = "MM_PHANTOM_1"  # pydicom's own would change the bytes with its version
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     day = header.study_date.strftime("%Y%m%d")
     dataset.SOPClassUID = sop_class
@@ -211,7 +212,7 @@ def _common(header: Header, *, modality: str, sop_class: str) -> FileDataset:
     dataset.StudyInstanceUID = header.study_instance_uid
     dataset.SeriesInstanceUID = uid("series", header.study_instance_uid, modality)
     dataset.StudyID = "1"
-    dataset.InstanceNumber = f"{1:<6d}"
+    dataset.InstanceNumber = "100000"  # six characters, patched
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"
     dataset.BitsAllocated = 16
@@ -229,7 +230,7 @@ def _code(value: str, meaning: str) -> Dataset:
 
 def _decimal(value: float) -> str:
     """A decimal string of 14 characters, whatever the value (PS3.5 6.2, DS: at most 16)."""
-    text = f"{float(value):+.10f}"[:14]
+    text = f"{round(float(value), 11) + 0.0:+.11f}"[:14]  # adding zero turns -0 into 0
     assert abs(float(text) - value) < 1e-5
     return text
 

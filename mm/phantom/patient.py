@@ -15,7 +15,8 @@ from jaxtyping import Float
 from mm.batch import FindingTruth
 from mm.ontology import MEASUREMENTS, SOUND_SITES
 from mm.phantom.anatomy import Anatomy, draw_anatomy
-from mm.phantom.findings import Lesions, draw_course
+from mm.phantom.course import draw_course
+from mm.phantom.findings import Lesions
 from mm.phantom.table import TABLE, Range
 
 Sex = Literal["F", "M"]

@@ -13,6 +13,7 @@ from mm import ontology
 from mm.batch import FindingTruth, Language, Question
 
 T = TypeVar("T")
+MAX_QUESTIONS: Final = 8
 WORDS: Final[dict[Language, dict[str, str]]] = {
     "en": {word: word for word in ("yes", "no", "left", "right", "both", *ontology.CHANGES)},
     "zh": {
@@ -58,29 +59,30 @@ def questions(findings: Sequence[FindingTruth], *, rng: np.random.Generator) -> 
         rng: Chooses findings and wordings.
     """
     present = {item.code for item in findings if item.present}
-    pairs = _presence(sorted(present, key=ontology.CODES.index), rng)
+    asked = _presence(sorted(present, key=ontology.CODES.index), rng)
+    others = []
     for code in _shuffled([code for code in ontology.CODES if code in present], rng)[:2]:
         sides = {item.side for item in findings if item.code == code and item.present} - {"none"}
         if sides:
-            pairs.append(_pair(_SIDE, code, "both" if len(sides) == 2 else next(iter(sides)), rng, closed=False))
-    followed = [item for item in findings if item.change != "unknown"]
-    for code in _shuffled(sorted({item.code for item in followed}), rng)[:1]:
-        change = next(item.change for item in followed if item.code == code)
-        pairs.append(_pair(_CHANGE, code, change, rng, closed=False))
+            others.append(_pair(_SIDE, code, "both" if len(sides) == 2 else next(iter(sides)), rng, closed=False))
+    followed = {item.code: item.change for item in findings if item.change != "unknown"}
+    others += [_pair(_CHANGE, code, followed[code], rng, closed=False) for code in _shuffled(sorted(followed), rng)[:1]]
     if "nodule" in present:
         number = sum(item.code == "nodule" and item.present for item in findings)
-        pairs.append(_pair(_COUNT, "nodule", str(number), rng, closed=False))
+        others.append(_pair(_COUNT, "nodule", str(number), rng, closed=False))
     if present & {"consolidation", "atelectasis"}:
-        pairs.append(_pair(_CAUSE, "infection", "yes" if "infection" in present else "no", rng, closed=True))
-    assert 4 <= len(pairs) <= 9
-    return tuple(pairs[:8])
+        others.append(_pair(_CAUSE, "infection", "yes" if "infection" in present else "no", rng, closed=True))
+    return (*asked, *_shuffled(others, rng)[: MAX_QUESTIONS - len(asked)])
 
 
 def _presence(present: list[str], rng: np.random.Generator) -> list[Pair]:
-    """Four questions on presence: as many yes as the patient allows up to two, the same number (or more) no."""
+    """Questions on presence, four or five a patient: up to four to be answered yes, the others (at least one) no.
+
+    Over patients of the frozen prevalences yes and no are equally frequent within two percent.
+    """
     absent = [code for code in ontology.CODES if code not in present]
-    yes = _shuffled(present, rng)[:2]
-    no = _shuffled(absent, rng)[: 4 - len(yes)]
+    yes = _shuffled(present, rng)[:4]
+    no = _shuffled(absent, rng)[: max(1, 4 - len(yes))]
     chosen = [(code, "yes") for code in yes] + [(code, "no") for code in no]
     return [_pair(_PRESENT, code, answer, rng, closed=True) for code, answer in _shuffled(chosen, rng)]
 

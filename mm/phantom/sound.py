@@ -23,7 +23,7 @@ _STREAM: Final = 21
 _TIME: Final[np.ndarray] = np.arange(NUM_SAMPLES, dtype=np.float32) / SOUND_RATE
 
 
-def render_sounds(patient: Patient) -> dict[str, Float[np.ndarray, "T"]]:
+def render_sounds(patient: Patient) -> dict[str, Float[np.ndarray, " T"]]:
     """Four seconds at `SOUND_RATE` for each chest site, within -1 to 1 and on the steps of 16-bit PCM.
 
     The same patient gives the same sounds, and what is saved as WAV reads back equal.
@@ -34,9 +34,7 @@ def render_sounds(patient: Patient) -> dict[str, Float[np.ndarray, "T"]]:
     return {item.site: _render_site(rng, item, breaths=breaths, beats=beats) for item in patient.sounds}
 
 
-def _render_site(
-    rng: np.random.Generator, item: SiteSound, *, breaths: float, beats: float
-) -> Float[np.ndarray, "T"]:
+def _render_site(rng: np.random.Generator, item: SiteSound, *, breaths: float, beats: float) -> Float[np.ndarray, " T"]:
     inspiration, expiration = respiration(breaths, float(rng.random()))
     # Expiration is the softer one over the lung (vesicular breathing).
     breath = noise(rng) * (0.08 + inspiration + 0.45 * expiration)
@@ -59,7 +57,7 @@ def _render_site(
     signal = signal + 0.05 * rng.standard_normal(NUM_SAMPLES, dtype=np.float32)
     scaled = signal * (BREATH_RMS * rng.uniform(0.5, 1.5))
     scaled = scaled * min(1.0, 0.95 / float(np.abs(scaled).max()))
-    pcm: Float[np.ndarray, "T"] = np.rint(scaled * PCM_STEPS).astype(np.float32) / np.float32(PCM_STEPS)
+    pcm: Float[np.ndarray, " T"] = np.rint(scaled * PCM_STEPS).astype(np.float32) / np.float32(PCM_STEPS)
     return pcm
 
 
@@ -68,25 +66,26 @@ def _gain(level_db: float) -> float:
 
 
 @cache
-def _spectrum(low_hz: float, high_hz: float, slope: float) -> Float[np.ndarray, "F"]:
+def _spectrum(low_hz: float, high_hz: float, slope: float) -> Float[np.ndarray, " F"]:
     """Gain of a noise that rolls off below `low_hz` and, with a power law, above `high_hz`."""
     frequency = np.fft.rfftfreq(NUM_SAMPLES, 1 / SOUND_RATE)
     rise = 1 / (1 + (low_hz / np.maximum(frequency, 1.0)) ** 4)
     fall = 1 / (1 + (frequency / high_hz) ** slope)
-    return (rise * fall).astype(np.float32)
+    gain: Float[np.ndarray, " F"] = (rise * fall).astype(np.float32)
+    return gain
 
 
 def noise(
     rng: np.random.Generator, *, low_hz: float = 100.0, high_hz: float = 400.0, slope: float = 3.0
-) -> Float[np.ndarray, "T"]:
+) -> Float[np.ndarray, " T"]:
     """Stationary noise with a root mean square of 1."""
     white = np.fft.rfft(rng.standard_normal(NUM_SAMPLES, dtype=np.float32))
     shaped = np.fft.irfft(white * _spectrum(low_hz, high_hz, slope), NUM_SAMPLES).astype(np.float32)
-    result: Float[np.ndarray, "T"] = shaped / np.sqrt(np.mean(shaped**2))
+    result: Float[np.ndarray, " T"] = shaped / np.sqrt(np.mean(shaped**2))
     return result
 
 
-def respiration(rate_per_min: float, phase: float) -> tuple[Float[np.ndarray, "T"], Float[np.ndarray, "T"]]:
+def respiration(rate_per_min: float, phase: float) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
     """Flow of inspiration (the first 40 % of each cycle) and of expiration, 0 to 1.
 
     Args:
@@ -99,7 +98,7 @@ def respiration(rate_per_min: float, phase: float) -> tuple[Float[np.ndarray, "T
     return inspiration.astype(np.float32), expiration.astype(np.float32)
 
 
-def heart(rng: np.random.Generator, rate_per_min: float) -> Float[np.ndarray, "T"]:
+def heart(rng: np.random.Generator, rate_per_min: float) -> Float[np.ndarray, " T"]:
     """First and second heart sound, damped thuds near 50 Hz, with a peak of about 1."""
     signal = np.zeros(NUM_SAMPLES, np.float32)
     period = 60 / rate_per_min
@@ -111,8 +110,8 @@ def heart(rng: np.random.Generator, rate_per_min: float) -> Float[np.ndarray, "T
 
 
 def wheeze(
-    rng: np.random.Generator, expiration: Float[np.ndarray, "T"], *, frequency_hz: float
-) -> Float[np.ndarray, "T"]:
+    rng: np.random.Generator, expiration: Float[np.ndarray, " T"], *, frequency_hz: float
+) -> Float[np.ndarray, " T"]:
     """A tone with weak harmonics, sliding a little, in the middle of each expiration; RMS of 1 while it sounds."""
     slide = float(rng.uniform(-0.12, 0.12))
     width = float(rng.uniform(0.25, 0.8))
@@ -128,7 +127,7 @@ def wheeze(
     return signal
 
 
-def crackles(rng: np.random.Generator, inspiration: Float[np.ndarray, "T"], *, number: int) -> Float[np.ndarray, "T"]:
+def crackles(rng: np.random.Generator, inspiration: Float[np.ndarray, " T"], *, number: int) -> Float[np.ndarray, " T"]:
     """Damped clicks of 5 to 15 ms around the peak of each inspiration; each has an RMS of 1."""
     signal = np.zeros(NUM_SAMPLES, np.float32)
     coarse = float(rng.uniform(0.0, 1.0))
@@ -140,7 +139,7 @@ def crackles(rng: np.random.Generator, inspiration: Float[np.ndarray, "T"], *, n
     return signal
 
 
-def speech(rng: np.random.Generator) -> Float[np.ndarray, "T"]:
+def speech(rng: np.random.Generator) -> Float[np.ndarray, " T"]:
     """A voice through the chest wall: a wavering harmonic stack in syllables; RMS of 1 while it sounds."""
     pitch = float(rng.uniform(90, 220))
     num = int(SOUND_RATE * rng.uniform(0.6, 1.8))
@@ -158,35 +157,36 @@ def speech(rng: np.random.Generator) -> Float[np.ndarray, "T"]:
     return signal
 
 
-def hum(rng: np.random.Generator) -> Float[np.ndarray, "T"]:
+def hum(rng: np.random.Generator) -> Float[np.ndarray, " T"]:
     """A machine in the room: mains frequency and its harmonics, the same from beginning to end; RMS of 1."""
     base = float(rng.choice((50.0, 60.0))) * 2
     angle = 2 * np.pi * base * _TIME
     tones = sum(rng.uniform(0.2, 1.0) / order * np.sin(order * angle + rng.uniform(0, 6.28)) for order in range(1, 6))
-    return _unit(np.asarray(tones)).astype(np.float32)
+    return _unit(np.asarray(tones, np.float32))
 
 
-def rub(rng: np.random.Generator) -> Float[np.ndarray, "T"]:
+def rub(rng: np.random.Generator) -> Float[np.ndarray, " T"]:
     """The stethoscope rubs: a few bursts of broad noise, 60 to 200 ms each; RMS of about 1 while it sounds."""
     envelope = np.zeros(NUM_SAMPLES, np.float32)
     for _ in range(int(rng.integers(2, 6))):
         num = int(SOUND_RATE * rng.uniform(0.06, 0.2))
         _add(envelope, rng.uniform(0, SECONDS - 0.2), np.hanning(num).astype(np.float32) * 1.6)
-    return envelope * noise(rng, low_hz=250.0, high_hz=1500.0, slope=2.0)
+    bursts: Float[np.ndarray, " T"] = envelope * noise(rng, low_hz=250.0, high_hz=1500.0, slope=2.0)
+    return bursts
 
 
-def _damped(frequency: float, decay_s: float, length_s: float) -> Float[np.ndarray, "N"]:
+def _damped(frequency: float, decay_s: float, length_s: float) -> Float[np.ndarray, " N"]:
     time = np.arange(max(2, int(length_s * SOUND_RATE)), dtype=np.float32) / SOUND_RATE
-    damped: Float[np.ndarray, "N"] = np.sin(2 * np.pi * frequency * time) * np.exp(-time / decay_s)
+    damped: Float[np.ndarray, " N"] = np.sin(2 * np.pi * frequency * time) * np.exp(-time / decay_s)
     return damped
 
 
-def _unit(event: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    unit: Float[np.ndarray, "N"] = event / np.sqrt(np.mean(event**2))
+def _unit(event: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    unit: Float[np.ndarray, " N"] = event / np.sqrt(np.mean(event**2))
     return unit
 
 
-def _add(signal: Float[np.ndarray, "T"], start_s: float, event: Float[np.ndarray, "N"]) -> None:
+def _add(signal: Float[np.ndarray, " T"], start_s: float, event: Float[np.ndarray, " N"]) -> None:
     """Adds an event in place; what lies outside the recording is cut."""
     first = round(start_s * SOUND_RATE)
     cut = max(0, -first)
@@ -194,7 +194,7 @@ def _add(signal: Float[np.ndarray, "T"], start_s: float, event: Float[np.ndarray
     signal[first + cut : first + cut + len(part)] += part.astype(np.float32)
 
 
-def _middles(flow: Float[np.ndarray, "T"]) -> list[float]:
+def _middles(flow: Float[np.ndarray, " T"]) -> list[float]:
     """Seconds at which a flow peaks inside the recording; at least one."""
     inner = (flow[1:-1] > flow[:-2]) & (flow[1:-1] >= flow[2:]) & (flow[1:-1] > 0.5)
     found = [(index + 1) / SOUND_RATE for index in np.flatnonzero(inner).tolist()]

@@ -101,8 +101,10 @@ def report(
         sentences.append(Sentence("comparison", _choose(summary_templates(language, "comparison"), split, rng)))
     present = [index for index, item in enumerate(findings) if item.present]
     resolved = [index for index, item in enumerate(findings) if not item.present and item.change == "resolved"]
-    for index in present + resolved:
-        sentences.append(Sentence("finding", _choose(_situation(findings[index], language), split, rng), index))
+    sentences += [
+        Sentence("finding", _choose(_situation(findings[index], language), split, rng), index)
+        for index in present + resolved
+    ]
     sentences.append(Sentence("normal", _choose(summary_templates(language, "normal"), split, rng)))
     sentences.append(Sentence("impression", _choose(summary_templates(language, "impression"), split, rng)))
     return tuple(sentences)
@@ -126,7 +128,7 @@ def filled(
 
 
 def _situation(item: FindingTruth, language: Language) -> tuple[Template, ...]:
-    change = ontology.CHANGES[ontology.CHANGES.index(item.change)]  # type: ignore[arg-type]  # narrows str to Change
+    change = ontology.CHANGES[ontology.CHANGES.index(item.change)]  # narrows str to Change
     return finding_templates(
         language, item.code, change, ontology.grade(item.code, item.size), sided=item.side in ("left", "right")
     )

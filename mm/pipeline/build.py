@@ -1,6 +1,7 @@
 """A pipeline from its YAML: parsed by jsonargparse against the constructors, with imports denied but for a few."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class _Entry:
             return
         if self.class_path not in known:
             raise ValueError(f"{where}: unknown class {self.class_path!r}; accepted: {', '.join(sorted(known))}")
-        accepted = [name for name in known[self.class_path].__init__.__annotations__ if name != "return"]
+        accepted = list(inspect.signature(known[self.class_path]).parameters)
         for option in self.options:
             if option not in accepted:
                 told = ", ".join(accepted) or "none"
@@ -113,8 +114,11 @@ class _Entry:
 
 def _subclasses(base: type) -> list[type]:
     """The concrete classes under a base, short names' only source."""
-    found = [made for child in base.__subclasses__() for made in (child, *_subclasses(child))]
-    return [made for made in found if not getattr(made, "__abstractmethods__", None)]
+    found: list[type] = []
+    children: list[type] = base.__subclasses__()
+    for child in children:
+        found += [child, *_subclasses(child)]
+    return [made for made in found if not inspect.isabstract(made)]
 
 
 def _read(path: Path) -> dict[str, Any]:

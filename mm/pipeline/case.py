@@ -6,7 +6,7 @@ Everything else in a case is pseudonymous.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -123,12 +123,12 @@ class Inputs:
 
     volumes: tuple[LoadedVolume, ...] = ()
     image: LoadedImage | None = None
-    audio: tuple[Float[np.ndarray, "T"] | None, ...] = ()
+    audio: tuple[Float[np.ndarray, " T"] | None, ...] = ()
     record: Record | None = None
     series: tuple[SeriesUsed, ...] = ()
     told: tuple[InputUsed, ...] = ()
 
-    def tell(self, name: InputName, *, count: int, reason: str | None = None, detail: tuple[str, ...] = ()) -> Self:
+    def tell(self, name: InputName, *, count: int, reason: str | None = None, detail: tuple[str, ...] = ()) -> "Inputs":
         """The same with a row on one input; without a reason a missing one is "absent"."""
         row = InputUsed(name, count > 0, reason if count or reason else "absent", count, detail)
         return replace(self, told=(*self.told, row))

@@ -73,7 +73,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         reader = csv.DictReader(text.splitlines())
         for row in reader:
             if None in row:
-                raise ValueError(f"--context {path.name} line {reader.line_num}: more cells than the header has columns")
+                raise ValueError(
+                    f"--context {path.name} line {reader.line_num}: more cells than the header has columns"
+                )
             yield reader.line_num, row
         return
     for line, part in enumerate(text.splitlines(), start=1):

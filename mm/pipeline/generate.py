@@ -160,6 +160,7 @@ def locate(detected: DetectedFinding, case: Case) -> ReportedFinding:
         row, column = unfit_point(detected.pixel, (height, width), case.inputs.image.fitted.shape[0])
         pixel = (round(row, 1), round(column, 1))
         uid = uid or case.source.pseudonyms.instance(stored.sop_instance_uid)
+    given = set(to_sample(case).inputs())
     return ReportedFinding(
         code=detected.code,
         present=detected.present,
@@ -174,6 +175,7 @@ def locate(detected: DetectedFinding, case: Case) -> ReportedFinding:
         slice_index=index,
         sop_instance_uid=uid,
         image_pixel=pixel,
+        sources=tuple(name for name in ontology.finding(detected.code).sources if name in given),
     )
 
 
@@ -183,15 +185,11 @@ def illustrate(index: int, finding: ReportedFinding, case: Case) -> list[KeyImag
     radius = ring_mm(finding.code, finding.size, finding.unit)
     stack = case.inputs.volumes[0].stack if case.inputs.volumes else None
     if finding.center_mm is not None and stack is not None:
-        images.append(
-            key_slice(stack, finding=index, code=finding.code, center_mm=finding.center_mm, radius_mm=radius)
-        )
+        images.append(key_slice(stack, finding=index, code=finding.code, center_mm=finding.center_mm, radius_mm=radius))
     if finding.image_pixel is not None and case.inputs.image is not None:
         image = case.inputs.image.image
         images.append(key_radiograph(image, finding=index, pixel=finding.image_pixel, radius_mm=radius))
     return images
-
-
 
 
 def _rounded(detected: DetectedFinding) -> DetectedFinding:

@@ -14,7 +14,6 @@ import torchaudio.functional
 from jaxtyping import Float
 
 from mm import ontology
-from mm.batch import Record
 from mm.data.record import parse_record
 from mm.dicom.errors import DicomError
 from mm.dicom.image import read_image
@@ -27,6 +26,8 @@ from mm.report.evidence import Stack
 from mm.report.schema import SeriesUsed
 
 CHEST: Final = ("CHEST", "THORAX", "LUNG")
+FRONTAL: Final = {"PA": 0, "AP": 0, "LL": 2, "RL": 2, "LATERAL": 2, "LAT": 2}
+"""ViewPosition by preference; an unknown one lies between."""
 
 
 class LoadStage(Stage):
@@ -144,11 +145,13 @@ class LoadImage(LoadStage):
 
     def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:
         """Adds the radiograph, if the study has one."""
-        series = best_image(source.study, self.modalities)
-        if series is None:
+        chosen = best_image(source.study, self.modalities)
+        if chosen is None:
             return inputs.tell("image", count=0)
-        image = read_image(series)
-        facts = SeriesUsed("image", series.modality, 1, image.spacing_mm, series.manufacturer, "arbitrary")
+        series, index = chosen
+        image = read_image(series, index)
+        spacing = None if image.spacing_mm is None else tuple(round(step, 4) for step in image.spacing_mm)
+        facts = SeriesUsed("image", series.modality, 1, spacing, series.manufacturer, "arbitrary")
         loaded = LoadedImage(image, fit_image(image, sealed.image_size))
         return replace(inputs, image=loaded, series=(*inputs.series, facts)).tell("image", count=1)
 
@@ -174,7 +177,9 @@ class LoadAudio(LoadStage):
             read_sound(files[site], rate=sealed.sound_rate, max_seconds=self.max_seconds) if site in files else None
             for site in ontology.SOUND_SITES
         )
-        told = inputs.tell("audio", count=len(files), detail=tuple(site for site in ontology.SOUND_SITES if site in files))
+        told = inputs.tell(
+            "audio", count=len(files), detail=tuple(site for site in ontology.SOUND_SITES if site in files)
+        )
         return replace(told, audio=sounds if files else ())
 
 
@@ -205,19 +210,37 @@ class LoadRecord(LoadStage):
 
 
 def best_volume(study: Study, modality: str, min_slices: int) -> Series | None:
-    """The series of a study that the rules of `LoadVolume` pick, or None."""
-    fitting = [item for item in study.series if item.modality == modality and item.num_slices >= min_slices]
+    """The series of a study that the rules of `LoadVolume` pick, or None.
+
+    A refused one is taken where there is no other: reading it then says why.
+    """
+    fitting = [
+        item
+        for item in study.series
+        if item.kind == "volume" and item.modality == modality and item.num_slices >= min_slices
+    ]
     return max(
         fitting,
-        key=lambda item: (item.body_part.upper().startswith(CHEST), item.num_slices, item.series_instance_uid),
+        key=lambda item: (
+            item.refused is None,
+            item.body_part.upper().startswith(CHEST),
+            item.num_slices,
+            item.series_instance_uid,
+        ),
         default=None,
     )
 
 
-def best_image(study: Study, modalities: tuple[str, ...]) -> Series | None:
-    """The radiograph series of a study, or None."""
-    fitting = [item for item in study.series if item.modality in modalities]
-    return min(fitting, key=lambda item: (modalities.index(item.modality), item.series_instance_uid), default=None)
+def best_image(study: Study, modalities: tuple[str, ...]) -> tuple[Series, int] | None:
+    """The radiograph of a study, as series and index in it, or None: a frontal one before a lateral one."""
+    fitting = [
+        (item.refused is not None, FRONTAL.get(instance.view.upper(), 1), modalities.index(item.modality), item, index)
+        for item in study.series
+        if item.kind == "image" and item.modality in modalities
+        for index, instance in enumerate(item.instances)
+    ]
+    best = min(fitting, key=lambda choice: (*choice[:3], choice[3].series_instance_uid, choice[4]), default=None)
+    return None if best is None else best[3:]
 
 
 def sound_files(source: Source) -> dict[str, Path]:
@@ -259,7 +282,7 @@ def record_content(source: Source) -> dict[str, Any] | None:
     return content
 
 
-def read_sound(path: Path, *, rate: int, max_seconds: float) -> Float[np.ndarray, "T"]:
+def read_sound(path: Path, *, rate: int, max_seconds: float) -> Float[np.ndarray, " T"]:
     """A sound file as mono float32 at `rate`.
 
     Raises:
@@ -267,18 +290,18 @@ def read_sound(path: Path, *, rate: int, max_seconds: float) -> Float[np.ndarray
     """
     try:
         with soundfile.SoundFile(path) as file:
-            stored, given = file.read(int(max_seconds * file.samplerate), dtype="float32", always_2d=True), file.samplerate
+            stored, given = (
+                file.read(int(max_seconds * file.samplerate), dtype="float32", always_2d=True),
+                file.samplerate,
+            )
     except (OSError, soundfile.LibsndfileError) as error:
         raise InputError("audio_unreadable") from error
     if len(stored) == 0:
         raise InputError("audio_empty")
-    mono = stored.mean(axis=1, dtype=np.float32)
-    if given == rate:
-        return mono
-    resampled: Float[np.ndarray, "T"] = torchaudio.functional.resample(torch.from_numpy(mono), given, rate).numpy()
-    return resampled
-
-
+    mono: Float[np.ndarray, " T"] = stored.mean(axis=1, dtype=np.float32)
+    if given != rate:
+        mono = torchaudio.functional.resample(torch.from_numpy(mono), given, rate).numpy()
+    return mono
 
 
 def _facts(series: Series, volume: Volume, *, role: str, days: int) -> SeriesUsed:

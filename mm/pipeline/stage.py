@@ -83,4 +83,4 @@ class Pipeline:
 
 def _place(name: str) -> tuple[int, str]:
     """The house's own names in their order, a user's own behind them."""
-    return (INPUTS.index(name) if name in INPUTS else len(INPUTS), name)  # type: ignore[arg-type]
+    return (INPUTS.index(name) if name in INPUTS else len(INPUTS), name)

@@ -1,7 +1,7 @@
 """Key images: for each positive finding the slice or radiograph that shows it, windowed, turned and marked."""
 
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int16, UInt8
@@ -68,7 +68,7 @@ class Stack:
     units: str
 
     @classmethod
-    def of(cls, volume: Volume) -> Self:
+    def of(cls, volume: Volume) -> "Stack":
         """Keeps a volume's slices for looking at."""
         voxels = np.empty(volume.shape, dtype=np.int16)
         for index, plane in enumerate(volume.voxels):  # slice by slice: no second float copy of the volume

@@ -9,7 +9,6 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from mm import ontology
 from mm.batch import Language, SlotKind
 
 SCHEMA: Final = "mm-report/1"
@@ -106,6 +105,7 @@ class ReportedFinding:
         slice_index: Of the key slice in the stored volume, from 0 in the order of the slice normal, or None.
         sop_instance_uid: Pseudonym of the instance that shows it (key slice, else radiograph), or None.
         image_pixel: (row, column) on the stored radiograph, or None.
+        sources: Inputs of this study that can show it; without any it wasn't assessed.
     """
 
     code: str
@@ -121,6 +121,7 @@ class ReportedFinding:
     slice_index: int | None
     sop_instance_uid: str | None
     image_pixel: tuple[float, float] | None
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,9 @@ class Report:
     evidence: tuple[KeyImage, ...] = ()
 
     def __post_init__(self) -> None:
-        named = {item.finding for item in (*self.sentences, *self.evidence)} - {None}
+        named = [item.finding for item in self.sentences] + [item.finding for item in self.evidence]
         for index in named:
-            if not 0 <= index < len(self.findings):  # type: ignore[operator]  # None is taken out above
+            if index is not None and not 0 <= index < len(self.findings):
                 raise ValueError(f"finding {index} is named, but there are {len(self.findings)}")
 
     @property
@@ -205,12 +206,6 @@ class Report:
         """The running text in one language."""
         words = [sentence.text for sentence in self.sentences if sentence.language == language]
         return (" " if language == "en" else "").join(words)
-
-
-def known_codes(report: Report) -> tuple[ontology.Finding, ...]:
-    """The ontology's findings that this report has a row for, in the ontology's order."""
-    told = {item.code for item in report.findings}
-    return tuple(item for item in ontology.FINDINGS if item.code in told)
 
 
 Json = dict[str, Any]

@@ -56,7 +56,7 @@ class Preprocessing:
     image_size: int = IMAGE_GRID
     sound_rate: int = ontology.SOUND_RATE
     max_words: int = 64
-    max_text: int = 384
+    max_text: int = 256
 
     @property
     def volume_grid(self) -> Grid:

@@ -45,8 +45,8 @@ def test_windows_clamp_and_reach_both_ends() -> None:
     encoder = ResNet3DEncoder(width=4, windows=((-1000.0, -200.0), (-160.0, 240.0), (-1000.0, 1000.0)))
     hu = torch.tensor([-3000.0, -1000.0, -600.0, -200.0, 40.0, 1000.0, 3000.0]).view(1, 1, 1, 1, 7)
     lung, soft, wide = encoder.window(hu)[0, :, 0, 0]
-    assert lung.tolist() == [-1, -1, 0, 1, 1, 1, 1]
-    assert soft.tolist() == [-1, -1, -1, -1, 0, 1, 1]
+    assert lung.tolist() == pytest.approx([-1, -1, 0, 1, 1, 1, 1], abs=1e-6)
+    assert soft.tolist() == pytest.approx([-1, -1, -1, -1, 0, 1, 1], abs=1e-6)
     assert wide[0] == -1
     assert wide[-1] == 1
     assert wide[2].item() == pytest.approx(-0.6)
@@ -84,7 +84,11 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"depth": 12}, "depth"), ({"windows": ((-200.0, -1000.0), (-160.0, 240.0), (-1000.0, 1000.0))}, "windows")],
+    [
+        ({"depth": 12}, "depth"),
+        ({"stem_kernel": (3, 6, 6)}, "stem_kernel"),
+        ({"windows": ((-200.0, -1000.0), (-160.0, 240.0), (-1000.0, 1000.0))}, "windows"),
+    ],
 )
 def test_bad_settings_name_the_argument(arguments: dict[str, object], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):

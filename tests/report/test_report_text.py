@@ -36,7 +36,10 @@ def test_what_is_not_known_is_not_made_up():
     assert filled == "A nodule of unmeasured size."
     none = fill("a nodule in the <side> lung, <size>.", finding=None, findings=(), days=None, language="en")
     assert none == "A nodule, unmeasured size."
-    assert fill("<side>侧气胸，占该侧<size>。", finding=item, findings=(), days=None, language="zh") == "气胸，占该侧大小未测。"
+    assert (
+        fill("<side>侧气胸，占该侧<size>。", finding=item, findings=(), days=None, language="zh")
+        == "气胸，占该侧大小未测。"
+    )
 
 
 def test_impression_names_each_present_finding_once_in_ontology_order():

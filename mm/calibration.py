@@ -1,0 +1,58 @@
+"""From raw logits to probabilities one can act on: Platt scaling and the threshold of the best F1."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+MIN_EXAMPLES = 3
+"""With fewer positives or negatives than this nothing is fitted."""
+
+
+def fit_scaling(logits: Float[Tensor, " N"], labels: Bool[Tensor, " N"]) -> tuple[float, float]:
+    """Temperature t > 0 and bias b so that sigmoid(logit / t + b) has the least cross-entropy (Platt 1999).
+
+    Labels are softened as Platt does, so that separable scores don't end in probabilities of 0 and 1.
+
+    Returns:
+        (1, 0) where there are too few examples to tell.
+    """
+    positives, total = int(labels.sum()), len(labels)
+    if min(positives, total - positives) < MIN_EXAMPLES:
+        return 1.0, 0.0
+    x = logits.double()
+    target = torch.where(labels, (positives + 1) / (positives + 2), 1 / (total - positives + 2)).double()
+    log_scale = torch.zeros((), dtype=torch.double, requires_grad=True)
+    bias = torch.zeros((), dtype=torch.double, requires_grad=True)
+    optimiser = torch.optim.LBFGS([log_scale, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(x * log_scale.exp() + bias, target)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(closure)  # type: ignore[arg-type,no-untyped-call]
+    return float((-log_scale.detach()).exp()), float(bias.detach())
+
+
+def best_threshold(scores: Float[Tensor, " N"], labels: Bool[Tensor, " N"], *, default: float = 0.5) -> float:
+    """The threshold (score >= threshold is positive) of the greatest F1, midway between two neighbouring scores.
+
+    Args:
+        scores: Any increasing score.
+        labels: Truth.
+        default: Returned where there are too few examples of a kind to tell.
+    """
+    positives = int(labels.sum())
+    if min(positives, len(labels) - positives) < MIN_EXAMPLES:
+        return default
+    ranked, order = scores.double().sort(descending=True)
+    hits = labels[order].double().cumsum(0)
+    f1 = 2 * hits / (torch.arange(1, len(ranked) + 1, device=hits.device) + positives)
+    # Equal scores stand or fall together: only the last of them may be a cut.
+    cut = torch.cat([ranked[1:] < ranked[:-1], torch.ones(1, dtype=torch.bool, device=ranked.device)])
+    best = int(f1.masked_fill(~cut, -1).argmax())
+    below = ranked[best + 1] if best + 1 < len(ranked) else ranked[best]
+    return float((ranked[best] + below) / 2)

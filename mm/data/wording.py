@@ -1,0 +1,57 @@
+"""Phantom patients in words only: nothing is rendered, and every visit words the same facts anew."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from mm.batch import Language, Sample, Truth
+from mm.data.record import parse_record
+from mm.phantom import text
+from mm.phantom.dataset import PhantomDataset, labelled, patient_seed
+from mm.phantom.patient import draw_patient
+from mm.phantom.questions import questions
+from mm.phantom.record import render_record
+
+CHINESE = 0.4
+"""Share of training texts in Chinese; half would cost English, which retrieval is measured on."""
+
+
+class PhantomWords(Dataset[Sample]):
+    """What is said of the patients of a `PhantomDataset`, index by index, with none of its inputs.
+
+    In the training split language, templates and questions are drawn afresh each time (from torch's random state,
+    which differs by worker and epoch); in the others they are as in the data set itself.
+    """
+
+    def __init__(self, rendered: PhantomDataset, *, record: Literal["without", "with"] = "without") -> None:
+        self.rendered = rendered
+        self.record = record
+
+    def __len__(self) -> int:
+        """Number of patients."""
+        return len(self.rendered)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Report, text, questions and findings of patient `index`."""
+        source = self.rendered
+        patient = draw_patient(patient_seed(source.seed, index))
+        visits = patient.visits[: 1 + source.priors]
+        days = visits[1].days if len(visits) > 1 else None
+        findings = labelled(patient.findings, inputs=source.inputs, compared=days is not None)
+        seed = int(torch.randint(2**62, ())) if source.split == "train" else patient.seed
+        rng = np.random.default_rng([seed, 41])
+        language: Language = "zh" if rng.random() < CHINESE else "en"
+        split = "test" if source.split == "test" else "train"
+        report = text.report(findings, language=language, days=days, split=split, rng=rng)
+        asked = questions(findings, rng=rng)
+        return Sample(
+            study=str(index),
+            record=parse_record(render_record(patient)) if self.record == "with" else None,
+            language=language,
+            report=report,
+            text=text.filled(report, findings, days=days, language=language),
+            questions=tuple(pair.en if language == "en" else pair.zh for pair in asked),
+            truth=Truth(findings, (), None, (None,) * len(findings)),
+        )

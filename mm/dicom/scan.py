@@ -1,0 +1,230 @@
+"""What lies in a folder: studies, their series, and every file that is refused with its reason.
+
+Headers only. Nothing here writes an element's value to a log or into an exception; fields that could name
+a patient are left out of every `repr`.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from mm.dicom.errors import DicomError, FileError, GeometryError, KindError, Reason
+from mm.dicom.geometry import plane, stack
+from mm.dicom.header import read_header
+from mm.dicom.instance import Instance, Kind
+from mm.dicom.pixels import check_greyscale
+
+SPACING_DECIMALS = 4
+ORIENTATION_DECIMALS = 3
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file that isn't read, and why."""
+
+    path: Path = field(repr=False)
+    reason: Reason
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Instances of one SeriesInstanceUID that share kind, size and orientation.
+
+    A series that mixes these is split; `part` counts the pieces from 0. `instances` of a volume that isn't
+    refused are in the order of the slice normal.
+
+    Attributes:
+        refused: Why `read_volume` or `read_image` will raise, or None where it can be tried.
+        spacing_mm: (z, y, x) of a volume, (y, x) of an image, or None.
+        affine: Of a volume that isn't refused.
+    """
+
+    series_instance_uid: str = field(repr=False)
+    part: int
+    modality: str
+    kind: Kind
+    instances: tuple[Instance, ...] = field(repr=False)
+    refused: Reason | None
+    place: str
+    spacing_mm: tuple[float, ...] | None
+    affine: Float[np.ndarray, "4 4"] | None = field(repr=False, compare=False)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Where the instances lie."""
+        return tuple(item.path for item in self.instances)
+
+    @property
+    def num_slices(self) -> int:
+        """Number of instances."""
+        return len(self.instances)
+
+    @property
+    def rows(self) -> int:
+        """Pixels along a column."""
+        return self.instances[0].rows
+
+    @property
+    def columns(self) -> int:
+        """Pixels along a row."""
+        return self.instances[0].columns
+
+    @property
+    def manufacturer(self) -> str:
+        """Of the equipment."""
+        return self.instances[0].manufacturer
+
+    @property
+    def model(self) -> str:
+        """ManufacturerModelName."""
+        return self.instances[0].model
+
+    @property
+    def body_part(self) -> str:
+        """BodyPartExamined."""
+        return self.instances[0].body_part
+
+    @property
+    def kernel(self) -> str:
+        """ConvolutionKernel of a CT."""
+        return self.instances[0].kernel
+
+    @property
+    def slice_thickness_mm(self) -> float | None:
+        """SliceThickness, which isn't the distance between slices."""
+        return self.instances[0].slice_thickness
+
+    @property
+    def view(self) -> str:
+        """ViewPosition of a radiograph."""
+        return self.instances[0].view
+
+
+@dataclass(frozen=True)
+class Study:
+    """One StudyInstanceUID of one patient. The identifiers are for `Case.source` only."""
+
+    study_instance_uid: str = field(repr=False)
+    patient_id: str = field(repr=False)
+    study_date: str = field(repr=False)
+    """YYYYMMDD or ""."""
+    accession_number: str = field(repr=False)
+    series: tuple[Series, ...]
+
+    @property
+    def folder(self) -> Path:
+        """The deepest folder that holds all its files."""
+        parents = [str(path.parent) for series in self.series for path in series.files]
+        return Path(os.path.commonpath(parents))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What `scan` found: studies by StudyInstanceUID, and the files that aren't read by path."""
+
+    folder: Path = field(repr=False)
+    studies: tuple[Study, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, sorted; links to folders aren't followed, so nothing is met in a circle."""
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(root) / name for name in sorted(names))
+
+
+def _refusal(kind: Kind, instances: list[Instance]) -> None:
+    """Raises what can be known without decoding."""
+    if kind in ("localizer", "multiframe"):
+        raise KindError("localizer" if kind == "localizer" else "multiframe")
+    if kind not in ("volume", "image"):
+        raise KindError("not_a_volume")
+    for item in instances:
+        check_greyscale(item)
+        if kind == "volume" and "MOSAIC" in item.image_type:
+            raise KindError("mosaic")
+
+
+def _series(uid: str, part: int, instances: list[Instance]) -> Series:
+    first = instances[0]
+    reason: Reason | None = None
+    place = ""
+    spacing: tuple[float, ...] | None = first.spacing if first.kind == "image" else None
+    affine = None
+    try:
+        _refusal(first.kind, instances)
+        if first.kind == "volume":
+            found = stack(instances)
+            instances = [instances[index] for index in found.order]
+            spacing, affine = found.spacing_mm, found.affine
+    except DicomError as error:
+        reason, place = error.reason, error.place
+    return Series(uid, part, first.modality, first.kind, tuple(instances), reason, place, spacing, affine)
+
+
+def _likeness(item: Instance) -> tuple[object, ...]:
+    """Instances that differ in this are different stacks, whatever their SeriesInstanceUID says."""
+    try:
+        along_row, along_column = plane(item)
+        directions = tuple(np.concatenate([along_row, along_column]).round(ORIENTATION_DECIMALS).tolist())
+    except GeometryError:
+        directions = ()
+    spacing = tuple(round(value, SPACING_DECIMALS) for value in item.spacing or ())
+    return item.kind, item.modality, item.rows, item.columns, spacing, tuple(value + 0.0 for value in directions)
+
+
+def _split(uid: str, instances: list[Instance]) -> list[Series]:
+    groups: dict[tuple[object, ...], list[Instance]] = defaultdict(list)
+    for item in sorted(instances, key=lambda item: item.sop_instance_uid):
+        groups[_likeness(item)].append(item)
+    largest_first = sorted(groups.values(), key=lambda group: (-len(group), group[0].sop_instance_uid))
+    return [_series(uid, part, group) for part, group in enumerate(largest_first)]
+
+
+def scan(folder: str | Path) -> Scan:
+    """Reads the headers of every file below a folder and groups them.
+
+    The result depends on the files' content, not on their names or order, but for two files that claim one
+    SOPInstanceUID: the first by path is kept.
+
+    Raises:
+        ValueError: The folder doesn't exist or isn't one.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"folder must be an existing folder, got {str(folder)!r}")
+    rejected: list[Rejected] = []
+    studies: dict[str, list[Instance]] = defaultdict(list)
+    seen: set[str] = set()
+    for path in _files(root):
+        try:
+            if path.name.upper() == "DICOMDIR":
+                raise FileError("dicomdir")
+            instance = read_header(path)
+            if instance.sop_instance_uid in seen:
+                raise FileError("duplicate_instance")
+        except DicomError as error:
+            rejected.append(Rejected(path, error.reason, error.place))
+            continue
+        seen.add(instance.sop_instance_uid)
+        studies[instance.study_instance_uid].append(instance)
+    kept: list[Study] = []
+    for study_uid, instances in sorted(studies.items()):
+        if len({item.patient_id for item in instances}) > 1:
+            rejected += [Rejected(item.path, "two_patients") for item in instances]
+            continue
+        by_series: dict[str, list[Instance]] = defaultdict(list)
+        for item in instances:
+            by_series[item.series_instance_uid].append(item)
+        series = tuple(part for uid, items in sorted(by_series.items()) for part in _split(uid, items))
+        date = max(item.study_date for item in instances)
+        accession = max(item.accession_number for item in instances)
+        kept.append(Study(study_uid, instances[0].patient_id, date, accession, series))
+    return Scan(root, tuple(kept), tuple(sorted(rejected, key=lambda item: item.path)))

@@ -1,0 +1,89 @@
+"""Volume to report and back on phantom patients, with the shuffled-pairs control."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from rich.progress import track
+
+import mm
+from mm.data.collate import collate
+from mm.evaluation.evaluate import Evaluation, Results, table
+from mm.evaluation.retrieval import Retrieval, equal_texts, retrieval, shuffled
+from mm.phantom.dataset import PhantomDataset
+from mm.phantom.table import table_digest
+
+
+class RetrievalEvaluation(Evaluation):
+    """Recall at 1, 5 and 10 and median rank, both ways, duplicate-aware and strict.
+
+    Args:
+        checkpoint: A checkpoint folder, or the name of a shipped one.
+        studies: Test patients; all are candidates.
+        seed: Of the test patients.
+        batch_size: Studies a batch.
+    """
+
+    def __init__(self, *, checkpoint: str = "default", studies: int = 200, seed: int = 3, batch_size: int = 8) -> None:
+        if studies < 2 or batch_size < 1:
+            raise ValueError("studies must be at least 2 and batch_size at least 1")
+        self.checkpoint, self.studies, self.seed, self.batch_size = checkpoint, studies, seed, batch_size
+
+    def run(self) -> Results:
+        """Embeds volumes and reports, each alone, and ranks."""
+        loaded = mm.load(self.checkpoint)
+        kept = loaded.preprocessing
+        patients = PhantomDataset(studies=self.studies, seed=self.seed, split="test")
+        images, words, texts = [], [], []
+        for start in track(range(0, self.studies, self.batch_size), description="retrieval"):
+            samples = [patients[index] for index in range(start, min(start + self.batch_size, self.studies))]
+            texts += [sample.text for sample in samples]
+            batch = collate(samples, loaded.tokenizer, rows=(), max_words=kept.max_words, max_text=kept.max_text)
+            assert batch.text is not None
+            with torch.inference_mode():
+                # The volume is embedded without any other modality in the batch.
+                alone = replace(batch, image=None, audio=None, record=None, text=None, targets=None)
+                embedded = loaded.model.encode(alone).embeddings.volume
+                words.append(loaded.model.embed_text(batch.text))
+            if embedded is None:
+                raise ValueError(f"checkpoint {self.checkpoint!r} has no volume encoder to retrieve with")
+            images.append(embedded)
+        volumes, reports = torch.cat(images).float().cpu(), torch.cat(words).float().cpu()
+        same = equal_texts(texts)
+        rows: dict[str, Retrieval] = {
+            "volume -> report": retrieval(volumes, reports, same),
+            "report -> volume": retrieval(reports, volumes, same.T),
+            "volume -> report, strict": retrieval(volumes, reports),
+            "report -> volume, strict": retrieval(reports, volumes),
+            "control: shuffled pairs": shuffled(volumes, reports, same, seed=0),
+        }
+        scores: dict[str, Any] = {name: asdict(row) for name, row in rows.items()}
+        return Results(
+            title=f"Retrieval over {self.studies} phantom patients",
+            facts={
+                "checkpoint": str(loaded.identity),
+                "test patients": f"{self.studies}, seed {self.seed}, split test (held-out paraphrases included)",
+                "distinct reports": str(len(set(texts))),
+                "phantom table": table_digest()[:16],
+            },
+            scores=scores,
+            tables={
+                "Recall": table(
+                    ("direction", "R@1", "R@5", "R@10", "median rank", "chance R@10"),
+                    [
+                        (
+                            name,
+                            *(f"{value:.3f}" for value in (row.recall_at_1, row.recall_at_5, row.recall_at_10)),
+                            f"{row.median_rank:.0f}",
+                            f"{row.chance_at_10:.3f}",
+                        )
+                        for name, row in rows.items()
+                    ],
+                )
+            },
+            bars=[
+                *((name, row.recall_at_10, row.recall_at_10, row.recall_at_10) for name, row in rows.items()),
+                ("baseline: chance", *(rows["volume -> report"].chance_at_10,) * 3),
+            ],
+            axis="R@10",
+        )

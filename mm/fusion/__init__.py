@@ -1,0 +1,1 @@
+"""Bringing modalities together: adapters to one width, embeddings to compare, attention across."""

@@ -1,0 +1,439 @@
+"""The system on one page: encode each modality alone, find, bring together, write.
+
+    encoded = model.encode(batch)            # tokens, evidence, embeddings: no modality has seen another
+    found = model.find(encoded)              # findings: present, where, how large, changed how
+    memory = model.fuse(encoded, found)      # tokens that have read each other, and a token a finding
+    reports = model.generate(batch, tokenizer=tokenizer, language="en")
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mm import ontology
+from mm.batch import (
+    SLOT_KINDS,
+    Batch,
+    BySource,
+    DetectedFinding,
+    GeneratedReport,
+    GeneratedSentence,
+    Images,
+    Language,
+    Movable,
+    Padded,
+    SlotKind,
+    Slots,
+    Tokens,
+    Volumes,
+    Writing,
+)
+from mm.data.tokenizer import SPECIAL_IDS
+from mm.decoder.decoder import DecoderOutput, MoEDecoder
+from mm.decoder.generate import GREEDY, Generated, Sampling
+from mm.encoders.record import RecordEncoder
+from mm.encoders.resnet3d import ResNet3DEncoder
+from mm.encoders.text import TextEncoder
+from mm.encoders.vit import ViTEncoder
+from mm.encoders.wav2vec import Wav2VecEncoder
+from mm.finding_maps import NUM_FINDINGS, Maps
+from mm.findings import Evidence, FindingHead, FindingOutputs, History
+from mm.fusion.adapters import Adapter, Projection
+from mm.fusion.alignment import CrossModalAlignment, concatenate
+from mm.fusion.contrastive import LogitScale
+
+
+@runtime_checkable
+class DecodesText(Protocol):
+    """The part of a tokenizer that generation needs."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids."""
+        ...
+
+
+@dataclass(frozen=True)
+class Encoded(Movable):
+    """A batch after the encoders; nothing in it has seen more than one modality.
+
+    Attributes:
+        size: B.
+        tokens: As the encoders return them, the current visit only, in the encoders' own widths.
+        evidence: What each modality says of the findings.
+        history: The course over visits, from volumes.
+        volume: Maps of all visits.
+        image: Maps of X-rays.
+        embeddings: Unit vectors; zeros in studies without the modality.
+    """
+
+    size: int
+    tokens: BySource[Tokens]
+    evidence: BySource[Evidence]
+    history: History | None = None
+    volume: Maps | None = None
+    image: Maps | None = None
+    embeddings: BySource[Tensor] = BySource()
+
+    def without_maps(self) -> "Encoded":
+        """What later stages of training need, small enough to keep for thousands of studies."""
+        return replace(self, volume=None, image=None)
+
+
+@dataclass(frozen=True)
+class EncodedText(Movable):
+    """Texts after their encoder.
+
+    Attributes:
+        tokens: In the shared width, for matching token by token.
+        embedding: Unit vectors.
+    """
+
+    tokens: Tokens
+    embedding: Float[Tensor, "M E"]
+
+
+@dataclass(frozen=True)
+class Outputs(Movable):
+    """Everything that training needs of a batch; None where the batch or the model lacks it.
+
+    Attributes:
+        encoded: Tokens, evidence and embeddings.
+        findings: What the head decides.
+        text: Of the batch's texts.
+        writing: What the decoder makes of the batch's rows.
+    """
+
+    encoded: Encoded
+    findings: FindingOutputs | None
+    text: EncodedText | None
+    writing: DecoderOutput | None
+
+
+class MultimodalModel(nn.Module):
+    """Encoders, finding head, fusion and decoder. What is None is not there, and its modality is not looked at.
+
+    Args:
+        fusion: Attention across modalities; owns the shared width.
+        volume: Encoder of CT volumes.
+        image: Encoder of X-rays.
+        audio: Encoder of lung sounds.
+        record: Encoder of clinical records.
+        text: Encoder of reports, for retrieval.
+        findings: Finds and places; its widths are those of the encoders.
+        decoder: Writes; its memory has the width of `fusion`.
+        embedding_width: Of the vectors that are compared.
+        temperature: Of contrastive learning, to start from.
+    """
+
+    def __init__(
+        self,
+        *,
+        fusion: CrossModalAlignment,
+        volume: ResNet3DEncoder | None = None,
+        image: ViTEncoder | None = None,
+        audio: Wav2VecEncoder | None = None,
+        record: RecordEncoder | None = None,
+        text: TextEncoder | None = None,
+        findings: FindingHead | None = None,
+        decoder: MoEDecoder | None = None,
+        embedding_width: int = 128,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.volume, self.image, self.audio, self.record, self.text = volume, image, audio, record, text
+        self.findings, self.decoder = findings, decoder
+        self._check_widths()
+        width = fusion.width
+        self.volume_adapter = None if volume is None else Adapter(volume.width, width)
+        self.image_adapter = None if image is None else Adapter(image.width, width)
+        self.audio_adapter = None if audio is None else Adapter(audio.width, width)
+        self.record_adapter = None if record is None else Adapter(record.width, width)
+        said = 0 if findings is None else findings.width + 1
+        past = 0 if findings is None else findings.history_width + len(ontology.CHANGES)
+        sizes = {"num_findings": NUM_FINDINGS, "embedding_width": embedding_width}
+        self.volume_projection = None if volume is None else Projection(width, said=said + past, **sizes)
+        self.image_projection = None if image is None else Projection(width, said=said, **sizes)
+        self.audio_projection = None if audio is None else Projection(width, said=said, **sizes)
+        self.record_projection = None if record is None else Projection(width, said=said, **sizes)
+        # For matching token by token; its width is the transformer's, which a projection may differ from.
+        self.text_adapter = None if text is None else Adapter(int(text.network.width), width)
+        self.text_projection = None if text is None else nn.Linear(text.width, embedding_width)
+        self.finding_tokens = None if findings is None else nn.Linear(findings.width, width)
+        self.logit_scale = LogitScale(temperature=temperature)
+
+    def _check_widths(self) -> None:
+        """The widths that two parts must agree on.
+
+        Raises:
+            ValueError: They don't.
+        """
+        head, pairs = self.findings, []
+        if head is not None:
+            if self.volume is not None:
+                pairs.append(("findings.volume_widths", head.volume_widths, tuple(self.volume.widths)))
+            if self.image is not None:
+                pairs.append(("findings.image_width", head.image_width, self.image.width))
+            if self.audio is not None:
+                pairs.append(("findings.audio_width", head.audio_width, self.audio.width))
+            if self.record is not None:
+                pairs.append(("findings.record_width", head.record_width, self.record.width))
+        for name, got, allowed in pairs:
+            if got is not None and got != allowed:
+                raise ValueError(f"{name} must be the encoder's {allowed}, got {got}")
+
+    # --------------------------------------------------------------------------------------- encode
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Every modality alone: tokens, what they say of the findings, and an embedding."""
+        encoded = Encoded(batch.size, BySource(), BySource())
+        if self.volume is not None and batch.volumes is not None and bool((batch.volumes.count > 0).any()):
+            encoded = self._encode_volumes(self.volume, batch.volumes, encoded)
+        if self.image is not None and batch.image is not None and bool(batch.image.present.any()):
+            encoded = self._encode_images(self.image, batch.image, encoded)
+        head = self.findings
+        if self.audio is not None and batch.audio is not None:
+            tokens = self.audio(batch.audio)
+            encoded = replace(encoded, tokens=replace(encoded.tokens, audio=tokens))
+            if head is not None and head.audio is not None:
+                encoded = replace(encoded, evidence=replace(encoded.evidence, audio=head.hear(tokens)))
+        if self.record is not None and batch.record is not None:
+            tokens = self.record(batch.record)
+            tokens = Tokens(tokens.values, tokens.mask & batch.record.present[:, None])
+            encoded = replace(encoded, tokens=replace(encoded.tokens, record=tokens))
+            if head is not None and head.record is not None:
+                encoded = replace(encoded, evidence=replace(encoded.evidence, record=head.read(tokens)))
+        return self.embed(encoded)
+
+    def _encode_volumes(self, encoder: ResNet3DEncoder, volumes: Volumes, encoded: Encoded) -> Encoded:
+        """Visits are flattened, so that padding costs nothing and no statistics are taken of it."""
+        visits = torch.arange(volumes.values.shape[1], device=volumes.count.device)
+        study, visit = (visits < volumes.count[:, None]).nonzero(as_tuple=True)
+        pyramid = encoder.pyramid(volumes.values[study, visit])
+        current = visit == 0
+        tokens = _to_studies(encoder.tokens(pyramid[-1][current]), study[current], encoded.size)
+        encoded = replace(encoded, tokens=replace(encoded.tokens, volume=tokens))
+        head = self.findings
+        if head is None or head.volume_maps is None:
+            return encoded
+        maps = head.see_volumes(pyramid, study=study, visit=visit)
+        evidence = replace(encoded.evidence, volume=head.pictured(maps, size=encoded.size))
+        history = head.follow(maps, count=volumes.count, days=volumes.days)
+        return replace(encoded, evidence=evidence, history=history, volume=maps)
+
+    def _encode_images(self, encoder: ViTEncoder, images: Images, encoded: Encoded) -> Encoded:
+        study = images.present.nonzero()[:, 0]
+        grid = encoder.grid(images.values[study])
+        tokens = _to_studies(encoder.tokens(grid), study, encoded.size)
+        encoded = replace(encoded, tokens=replace(encoded.tokens, image=tokens))
+        head = self.findings
+        if head is None or head.image_maps is None:
+            return encoded
+        maps = head.see_images(grid, study=study)
+        evidence = replace(encoded.evidence, image=head.pictured(maps, size=encoded.size))
+        return replace(encoded, evidence=evidence, image=maps)
+
+    def adapt(self, encoded: Encoded) -> BySource[Tokens]:
+        """Tokens in the shared width, each modality alone."""
+        adapters = BySource(self.volume_adapter, self.image_adapter, self.audio_adapter, self.record_adapter)
+        made = dict(adapters.items())
+        return BySource(**{source: made[source](tokens) for source, tokens in encoded.tokens.items()})
+
+    def embed(self, encoded: Encoded) -> Encoded:
+        """The same with embeddings made anew; for training them on tokens and evidence that are kept."""
+        projections = dict(
+            BySource(
+                self.volume_projection, self.image_projection, self.audio_projection, self.record_projection
+            ).items()
+        )
+        evidence, embeddings = dict(encoded.evidence.items()), {}
+        for source, tokens in self.adapt(encoded).items():
+            said = None
+            if projections[source].keep is not None:
+                said = self._said(evidence.get(source), encoded.history if source == "volume" else None, tokens)
+                missing = projections[source].keep.in_features - said.shape[-1]
+                said = F.pad(said, (0, missing))
+            embeddings[source] = projections[source](tokens, said)
+        return replace(encoded, embeddings=BySource(**embeddings))
+
+    def _said(self, evidence: Evidence | None, history: History | None, tokens: Tokens) -> Float[Tensor, "B K S"]:
+        """Evidence, presence and course in one vector a finding; empty without evidence."""
+        if evidence is None:
+            return tokens.values.new_zeros(len(tokens.values), NUM_FINDINGS, 0)
+        parts = [evidence.values, evidence.logits[..., None]]
+        if history is not None:
+            parts += [history.values, history.change.softmax(-1)]
+        return torch.cat(parts, dim=-1)
+
+    def encode_text(self, text: Padded) -> EncodedText:
+        """Tokens and unit vectors of texts.
+
+        Raises:
+            ValueError: The model has no text encoder.
+        """
+        if self.text is None or self.text_projection is None or self.text_adapter is None:
+            raise ValueError("this model has no text encoder; give it `text`")
+        tokens = self.text.tokens(text)
+        embedding = F.normalize(self.text_projection(self.text.pool(tokens)).float(), dim=-1)
+        return EncodedText(self.text_adapter(tokens), embedding)
+
+    def embed_text(self, text: Padded) -> Float[Tensor, "M E"]:
+        """Unit vectors of texts.
+
+        Raises:
+            ValueError: The model has no text encoder.
+        """
+        return self.encode_text(text).embedding
+
+    # ---------------------------------------------------------------------------------- find and fuse
+
+    def find(self, encoded: Encoded) -> FindingOutputs | None:
+        """What the head decides from all evidence; None without a head."""
+        if self.findings is None:
+            return None
+        return self.findings(  # type: ignore[no-any-return]
+            encoded.evidence,
+            size=encoded.size,
+            history=encoded.history,
+            volume=encoded.volume,
+            image=encoded.image,
+        )
+
+    def fuse(self, encoded: Encoded, found: FindingOutputs | None) -> Tokens:
+        """The decoder's memory: all modalities' tokens after reading each other, and one token a finding."""
+        parts = [tokens for _, tokens in self.fusion(self.adapt(encoded)).items()]
+        if found is not None:
+            assert self.finding_tokens is not None
+            values = self.finding_tokens(found.tokens)
+            parts.append(Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)))
+        memory = concatenate(parts)
+        if memory is None:  # no head and no input: a memory of one empty token
+            place = self.fusion.kind.weight
+            return Tokens(place.new_zeros(encoded.size, 1, self.fusion.width), _none(encoded.size, place.device))
+        return memory
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Everything at once, for training; `batch.targets` is not looked at."""
+        encoded = self.encode(batch)
+        found = self.find(encoded)
+        writing = None
+        if self.decoder is not None and batch.writing is not None and batch.writing.target is not None:
+            writing = self.decoder(batch.writing, self.fuse(encoded, found), rows=batch.writing.study)
+        text = None if self.text is None or batch.text is None else self.encode_text(batch.text)
+        return Outputs(encoded, found, text, writing)
+
+    # ------------------------------------------------------------------------------------------ write
+
+    @torch.no_grad()
+    def generate(
+        self,
+        batch: Batch,
+        *,
+        tokenizer: DecodesText,
+        language: Language = "en",
+        sampling: Sampling = GREEDY,
+    ) -> list[GeneratedReport]:
+        """One report a study: a sentence each for the comparison, every finding, the rest, and the impression.
+
+        Args:
+            batch: Its inputs; neither `writing` nor `targets` is looked at.
+            tokenizer: Of the checkpoint.
+            language: Of the sentences.
+            sampling: Greedy by default.
+
+        Raises:
+            ValueError: The model has no finding head or no decoder.
+        """
+        if self.findings is None or self.decoder is None:
+            raise ValueError("to write reports a model needs `findings` and `decoder`")
+        encoded = self.encode(batch)
+        found = self.find(encoded)
+        assert found is not None
+        findings = self.findings.decode(found)
+        compared = _compared(batch)
+        plan = [
+            (study, kind, index) for study in range(batch.size) for kind, index in _plan(findings[study], compared[study])
+        ]
+        device = found.presence.device
+        writing = _rows(plan, findings, language).to(device)
+        written = self.decoder.generate(writing, self.fuse(encoded, found), sampling=sampling, rows=writing.study)
+        sentences: list[list[GeneratedSentence]] = [[] for _ in range(batch.size)]
+        for (study, kind, index), ids, score in zip(
+            plan, written.rows(), written.log_probability.tolist(), strict=True
+        ):
+            sentences[study].append(GeneratedSentence(kind, tokenizer.decode(ids), index, score))
+        return [
+            GeneratedReport(language, rows, tuple(lines)) for rows, lines in zip(findings, sentences, strict=True)
+        ]
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, *, sampling: Sampling = GREEDY) -> Generated:
+        """Writes the rows of `batch.writing` (questions, or any others); their targets are not looked at.
+
+        Raises:
+            ValueError: The model has no decoder, or the batch no rows.
+        """
+        if self.decoder is None:
+            raise ValueError("to answer questions a model needs `decoder`")
+        if batch.writing is None:
+            raise ValueError("batch.writing must hold the questions, got None")
+        encoded = self.encode(batch)
+        memory = self.fuse(encoded, self.find(encoded))
+        writing = replace(batch.writing, target=None)
+        return self.decoder.generate(writing, memory, sampling=sampling, rows=writing.study)
+
+
+def _compared(batch: Batch) -> list[bool]:
+    """Which studies have a prior."""
+    if batch.volumes is None:
+        return [False] * batch.size
+    return [bool(count > 1) for count in batch.volumes.count.tolist()]
+
+
+def _plan(findings: tuple[DetectedFinding, ...], compared: bool) -> list[tuple[SlotKind, int | None]]:
+    """The sentences of a report: what is there, then what has resolved."""
+    present = [index for index, item in enumerate(findings) if item.present]
+    resolved = [index for index, item in enumerate(findings) if not item.present and item.change == "resolved"]
+    plan: list[tuple[SlotKind, int | None]] = [("comparison", None)] if compared else []
+    plan += [("finding", index) for index in present + resolved]
+    return [*plan, ("normal", None), ("impression", None)]
+
+
+def _rows(
+    plan: list[tuple[int, SlotKind, int | None]], findings: list[tuple[DetectedFinding, ...]], language: Language
+) -> Writing:
+    """The decoder's rows for a plan of (study, kind, finding)."""
+    slots = [_slot(kind, None if index is None else findings[study][index]) for study, kind, index in plan]
+    columns = torch.tensor(slots, dtype=torch.long).reshape(-1, 5).unbind(1)
+    prompt = Padded.of([[SPECIAL_IDS.language(language), SPECIAL_IDS.slot]] * len(plan))
+    study = torch.tensor([row[0] for row in plan], dtype=torch.long)
+    return Writing(study, Slots(*columns), prompt, None)
+
+
+def _slot(kind: SlotKind, item: DetectedFinding | None) -> tuple[int, int, int, int, int]:
+    """Indices (kind, code + 1, side, change, grade), see `mm.batch.Slots`."""
+    if item is None:
+        return SLOT_KINDS.index(kind), 0, 0, 0, 0
+    return (
+        SLOT_KINDS.index(kind),
+        ontology.INDEX[item.code] + 1,
+        ontology.SIDES.index(item.side),  # type: ignore[arg-type]
+        ontology.CHANGES.index(item.change),  # type: ignore[arg-type]
+        ontology.GRADES.index(ontology.grade(item.code, item.size)),
+    )
+
+
+def _to_studies(tokens: Tokens, study: Int[Tensor, " N"], size: int) -> Tokens:
+    """Rows to their studies; nothing is valid elsewhere."""
+    values = tokens.values.new_zeros(size, *tokens.values.shape[1:]).index_copy(0, study, tokens.values)
+    mask = torch.zeros(size, tokens.mask.shape[1], dtype=torch.bool, device=study.device)
+    return Tokens(values, mask.index_copy(0, study, tokens.mask))
+
+
+def _none(size: int, device: torch.device) -> Bool[Tensor, "B N"]:
+    return torch.zeros(size, 1, dtype=torch.bool, device=device)

@@ -1,0 +1,172 @@
+"""The words around a report's sentences, in English and Chinese."""
+
+from typing import Final
+
+from mm import ontology
+from mm.batch import Language
+from mm.report.schema import InputName, InputUsed, Report, ReportedFinding
+
+LABELS: Final[dict[str, tuple[str, str]]] = {
+    "title": ("Chest report", "胸部检查报告"),
+    "study": ("Study", "检查"),
+    "impression": ("Impression", "印象"),
+    "report": ("Report", "报告正文"),
+    "findings": ("Findings", "所见"),
+    "key_images": ("Key images", "关键图像"),
+    "inputs": ("Inputs", "输入资料"),
+    "model": ("Model", "模型"),
+    "finding": ("Finding", "所见"),
+    "side": ("Side", "侧别"),
+    "size": ("Size", "大小"),
+    "change": ("Change", "变化"),
+    "probability": ("Probability", "概率"),
+    "evidence": ("Evidence", "依据"),
+    "sentence": ("Text", "语句"),
+    "absent": ("Looked for, not present", "已检查，未见"),
+    "unassessed": ("Not assessed, no input shows it", "缺少相应资料，未评估"),
+    "none": ("No finding reached its threshold.", "未见达到阈值的异常。"),
+    "slice": ("slice", "层"),
+    "of": ("of", "/"),
+    "radiograph": ("radiograph", "X线片"),
+    "whole": ("key image", "关键图像"),
+    "detail": ("detail", "局部"),
+    "window": ("window", "窗"),
+    "days_before": ("days before", "天前"),
+    "slices": ("slices", "层"),
+    "to_text": ("to the sentence", "转到语句"),
+    "to_image": ("to the image", "转到图像"),
+    "to_table": ("to the table", "转到表格"),
+    "threshold": (
+        "Probabilities are calibrated on the data the model was trained with. Sides are the patient's.",
+        "概率已按模型的训练数据校准。侧别均指患者侧。",
+    ),
+    "demonstration": ("demonstration model", "演示模型"),
+    "trained": ("trained model", "训练模型"),
+    "outside": (
+        "Demonstration model, trained on computer-made phantom patients only; this study is outside its domain. "  # noqa: ISC004
+        "What follows shows how the program works and says nothing reliable about this patient.",
+        "本模型为演示模型，仅用计算机生成的模拟患者训练；本检查不属于其适用范围。以下内容仅演示程序功能，不能可靠反映该患者的情况。",
+    ),
+    "inside": (
+        "Demonstration model on a phantom patient: no real person is described.",
+        "演示模型，模拟患者：不涉及真实个人。",
+    ),
+}
+
+INPUT_NAMES: Final[dict[InputName, tuple[str, str]]] = {
+    "volume": ("CT", "CT"),
+    "priors": ("Prior CT", "既往CT"),
+    "image": ("Chest X-ray", "胸部X线"),
+    "audio": ("Chest sounds", "胸部听诊音"),
+    "record": ("Clinical record", "临床资料"),
+}
+REASONS: Final[dict[str, tuple[str, str]]] = {
+    "absent": ("not in this study", "本检查无此资料"),
+    "not_in_pipeline": ("not read by this pipeline", "当前流程不读取"),
+}
+SIDES: Final[dict[str, tuple[str, str]]] = {"left": ("left", "左侧"), "right": ("right", "右侧"), "none": ("–", "–")}
+CHANGES: Final[dict[str, tuple[str, str]]] = {
+    "unknown": ("–", "–"),
+    "new": ("new", "新发"),
+    "larger": ("larger", "增大"),
+    "stable": ("stable", "稳定"),
+    "smaller": ("smaller", "缩小"),
+    "resolved": ("resolved", "已消失"),
+}
+SITES: Final[dict[str, tuple[str, str]]] = {
+    "left_upper": ("left upper", "左上"),
+    "right_upper": ("right upper", "右上"),
+    "left_lower": ("left lower", "左下"),
+    "right_lower": ("right lower", "右下"),
+}
+WINDOWS: Final[dict[str, tuple[str, str]]] = {
+    "lung": ("lung", "肺"),
+    "soft tissue": ("soft tissue", "软组织"),
+    "bone": ("bone", "骨"),
+    "mediastinum": ("mediastinum", "纵隔"),
+    "emphysema": ("emphysema", "肺气肿"),
+}
+MEASUREMENTS: Final[dict[str, tuple[str, str]]] = {
+    "temperature": ("temperature", "体温"),
+    "heart_rate": ("heart rate", "心率"),
+    "respiratory_rate": ("respiratory rate", "呼吸频率"),
+    "systolic_pressure": ("systolic pressure", "收缩压"),
+    "oxygen_saturation": ("oxygen saturation", "血氧饱和度"),
+    "crp": ("CRP", "C反应蛋白"),
+    "white_cells": ("white cells", "白细胞"),
+    "haemoglobin": ("haemoglobin", "血红蛋白"),
+    "creatinine": ("creatinine", "肌酐"),
+}
+UNITS: Final[dict[str, str]] = {
+    "Cel": "°C",
+    "mm[Hg]": "mmHg",
+    "10*9/L": "10⁹/L",
+    "umol/L": "µmol/L",
+    "mm3": "mm³",
+}
+
+
+def pick(pair: tuple[str, str], language: Language) -> str:
+    """One of (English, Chinese)."""
+    return pair[0] if language == "en" else pair[1]
+
+
+def label(name: str, language: Language) -> str:
+    """A label of the page."""
+    return pick(LABELS[name], language)
+
+
+def name(code: str, language: Language) -> str:
+    """A finding's name; in English it starts with a capital."""
+    kind = ontology.finding(code)
+    return kind.en[:1].upper() + kind.en[1:] if language == "en" else kind.zh
+
+
+def size(finding: ReportedFinding) -> str:
+    """Size and unit as printed, or a dash."""
+    if finding.size is None:
+        return "–"
+    number, _, unit = ontology.format_size(finding.code, finding.size).partition(" ")
+    return f"{number} {UNITS.get(unit, unit)}".strip()
+
+
+def measurement(told: str, language: Language) -> str:
+    """An entry "name value unit" of the record, readable."""
+    key, value, unit = (*told.split(" "), "")[:3]
+    return f"{pick(MEASUREMENTS.get(key, (key, key)), language)} {value} {UNITS.get(unit, unit)}".strip()
+
+
+def input_detail(row: InputUsed, report: Report, language: Language) -> str:
+    """What was there of one kind of input, or why it wasn't."""
+    if not row.used:
+        reason = row.reason or "absent"
+        return pick(REASONS.get(reason, (reason, reason)), language)
+    if row.name == "record":
+        return " · ".join(measurement(told, language) for told in row.detail) or "–"
+    if row.name == "audio":
+        return ("、" if language == "zh" else ", ").join(
+            pick(SITES.get(site, (site, site)), language) for site in row.detail
+        )
+    role = {"volume": "volume", "priors": "prior", "image": "image"}[row.name]
+    told = [series_facts(report, index, language) for index, item in enumerate(report.series) if item.role == role]
+    left_out = [] if row.reason is None else [row.reason]
+    return " / ".join([*told, *left_out])
+
+
+def series_facts(report: Report, index: int, language: Language) -> str:
+    """Acquisition facts of one series."""
+    item = report.series[index]
+    facts = [item.modality]
+    if item.role == "prior":
+        gap = "" if language == "zh" else " "
+        facts = [f"{item.days_before}{gap}{label('days_before', language)}"]
+    if item.role != "image":
+        gap = "" if language == "zh" else " "
+        facts.append(f"{item.num_slices}{gap}{label('slices', language)}")
+    if item.spacing_mm:
+        facts.append(" × ".join(f"{step:.2f}" for step in item.spacing_mm) + " mm")
+    if item.units == "HU":
+        facts.append("HU")
+    if item.manufacturer:
+        facts.append(item.manufacturer)
+    return ", ".join(facts)

@@ -1,0 +1,121 @@
+"""What the stages behind the first share: frozen encoders, whose output is computed once and kept."""
+
+from abc import abstractmethod
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mm.batch import Batch, BySource, Modality, Tokens
+from mm.data.datamodule import MultimodalData, Numbered
+from mm.data.spec import Split
+from mm.findings import Evidence
+from mm.model import Encoded
+from mm.training.cache import Cache, build
+from mm.training.task import Task
+
+
+class CachedTask(Task):
+    """A stage on frozen encoders and a frozen finding head.
+
+    Each study is encoded once; from then on batches hold words and labels only, and the encoders' output is looked
+    up by the study's number. Words are drawn afresh every epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: str = "runs/cache",
+        modality_dropout: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        """Makes the stage.
+
+        Args:
+            cache: Folder of what the encoders said.
+            modality_dropout: Probability that a study is trained on without one of its modalities, each for itself.
+            **kwargs: Of `Task`.
+
+        Raises:
+            ValueError: The dropout isn't a probability, or see `Task`.
+        """
+        super().__init__(**kwargs)
+        if not 0 <= modality_dropout < 1:
+            raise ValueError(f"modality_dropout must be at least 0 and below 1, got {modality_dropout}")
+        self.cache_root, self.modality_dropout = Path(cache), modality_dropout
+        self._caches: dict[Split, Cache] = {}
+
+    def setup(self, stage: str) -> None:
+        """Opens the caches, computing what is missing, and tells the data to make nothing but words."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by fit
+        assert isinstance(data, MultimodalData)
+        wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        self.model.to(self.trainer.strategy.root_device)
+        for split in wanted.get(stage, ("test",)):
+            if split not in self._caches:
+                self._caches[split] = build(self.model, data, split, self.cache_root)
+        data.texts_only = True
+
+    def encoded(self, numbered: Numbered, split: Split) -> Encoded:
+        """What the encoders said of a batch, with embeddings of the present projections."""
+        index, _ = numbered
+        encoded = self._caches[split].select(index, self.device)
+        if split == "train" and self.modality_dropout > 0:
+            encoded = without_some(encoded, self.modality_dropout)
+        return self.model.embed(encoded)
+
+    def losses(self, numbered: Numbered) -> dict[str, Float[Tensor, ""]]:
+        """The stage's losses."""
+        return self.cached_losses(self.encoded(numbered, "train"), numbered[1])
+
+    @abstractmethod
+    def cached_losses(self, encoded: Encoded, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """Weighted losses by name."""
+
+    def validation_step(self, numbered: Numbered, batch_idx: int) -> None:  # noqa: ARG002
+        """Logs the losses on the validation split."""
+        split: Split = "test" if self.trainer.testing else "val"
+        batch = numbered[1]
+        encoded = self.encoded(numbered, split)
+        losses = self.cached_losses(encoded, batch)
+        self.log("val_loss", torch.stack([item.float() for item in losses.values()]).sum(), batch_size=batch.size)
+        self.log_dict({f"val_loss_{name}": item.float() for name, item in losses.items()}, batch_size=batch.size)
+        self.judge(encoded, batch)
+
+    def test_step(self, numbered: Numbered, batch_idx: int) -> None:
+        """The same on the test split."""
+        self.validation_step(numbered, batch_idx)
+
+    def on_test_epoch_start(self) -> None:
+        """The same on the test split."""
+        self.on_validation_epoch_start()
+
+    def on_test_epoch_end(self) -> None:
+        """The same on the test split."""
+        self.on_validation_epoch_end()
+
+    @abstractmethod
+    def judge(self, encoded: Encoded, batch: Batch) -> None:
+        """Keeps or logs what the stage's scores are made of."""
+
+
+def without_some(encoded: Encoded, probability: float) -> Encoded:
+    """The same studies, some of them without some of their modalities."""
+    tokens: dict[Modality, Tokens] = {}
+    evidence: dict[Modality, Evidence] = {}
+    history = encoded.history
+    said = dict(encoded.evidence.items())
+    for source, item in encoded.tokens.items():
+        kept = torch.rand(encoded.size, device=item.mask.device) >= probability
+        tokens[source] = Tokens(item.values, item.mask & kept[:, None])
+        if source in said:
+            own = said[source]
+            evidence[source] = Evidence(
+                own.values * kept[:, None, None], own.logits * kept[:, None], own.available & kept
+            )
+        if source == "volume" and history is not None:
+            history = replace(history, known=history.known & kept)
+    return replace(encoded, tokens=BySource(**tokens), evidence=BySource(**evidence), history=history)

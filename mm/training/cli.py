@@ -1,0 +1,205 @@
+"""`mm fit|validate|test|predict`: LightningCLI over the tasks, with recipes found by name and closed imports."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+
+import mm
+from mm.data.datamodule import MultimodalData
+from mm.decoder.decoder import MoEDecoder
+from mm.encoders.record import RecordEncoder
+from mm.encoders.text import TextEncoder
+from mm.model import MultimodalModel
+from mm.training import checkpoint
+from mm.training.align import AlignTask
+from mm.training.findings import FindingsTask
+from mm.training.joint import JointTask
+from mm.training.resume import AtomicCheckpointIO
+from mm.training.task import Task
+from mm.training.trust import restrict_imports
+from mm.training.write import WriteTask
+
+log = logging.getLogger(__name__)
+
+TASKS = (FindingsTask, AlignTask, WriteTask, JointTask)
+"""Named in YAML by class name alone, because they are imported here."""
+VERBS = ("fit", "validate", "test", "predict")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one of Lightning's verbs.
+
+    Args:
+        arguments: The words behind `mm`, the verb first.
+
+    Returns:
+        0 done, 2 usage or configuration (one line on stderr says what, where and what would be accepted).
+    """
+    logging.getLogger("mm").setLevel(logging.INFO)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are forked behind it
+    try:
+        words, trust = prepare(arguments)
+        restrict_imports(trust)
+        cli = TrainingCLI.make(words)
+        cli.check()
+    except (ArgumentError, ValueError) as error:
+        sys.stderr.write(f"mm {arguments[0] if arguments else ''}: {one_line(str(error))}\n")
+        return 2
+    cli.run()
+    return 0
+
+
+def prepare(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes `--trust PKG` out of the words and turns the recipe behind `-c` into its path.
+
+    Raises:
+        ValueError: A word is missing behind either, or there is no such recipe.
+    """
+    words: list[str] = []
+    trust: list[str] = []
+    rest = list(arguments)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if name not in ("-c", "--config", "--trust"):
+            words.append(name + equals + value)
+            continue
+        if not equals:
+            if not rest:
+                raise ValueError(f"{name} takes {'a package' if name == '--trust' else 'a recipe or a YAML file'}")
+            value = rest.pop(0)
+        if name == "--trust":
+            trust.append(value)
+        else:
+            words += ["--config", str(mm.shipped(value))]
+    return words, trust
+
+
+def one_line(message: str) -> str:
+    """The gist of a parser's error."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    denied = [line for line in lines if "denied by the" in line]
+    if denied:
+        path = denied[0].partition("Importing '")[2].partition("'")[0]
+        package = path.split(".")[0]
+        return f"class {path!r} is not among the packages a YAML may import; if you trust it: --trust {package}"
+    return " ".join(lines)[:600]
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI that parses and makes everything first, so that mistakes are found before anything runs."""
+
+    @classmethod
+    def make(cls, words: list[str]) -> "TrainingCLI":
+        """Parses the words and makes trainer, task and data."""
+        strict: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
+        return cls(
+            Task,
+            MultimodalData,
+            subclass_mode_model=True,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_kwargs={**strict, **{verb: dict(strict) for verb in VERBS}},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=words,
+        )
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:  # noqa: ANN401  # Lightning's signature
+        """Parses the given words and nothing else."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Makes data, task and trainer; the task learns its model's configuration."""
+        self.config_init = self.parser.instantiate(self.config)
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        given = self._get(self.config, "model").init_args.get("model")
+        if given is not None:
+            self.model.model_config = plain(given)
+        self.trainer = self.instantiate_trainer()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401  # Lightning's signature
+        """Adds what a run must have to be resumed: atomic files, and one every few minutes."""
+        config = self._get(self.config_init, "trainer")
+        root = Path(config.get("default_root_dir") or "runs")
+        callbacks = list(config.get("callbacks") or [])
+        if self.subcommand == "fit" and not any(isinstance(item, ModelCheckpoint) for item in callbacks):
+            callbacks.append(
+                ModelCheckpoint(
+                    dirpath=root / "resume",
+                    filename="{step}",
+                    save_last=True,
+                    save_top_k=1,
+                    train_time_interval=timedelta(minutes=5),
+                )
+            )
+        plugins = [AtomicCheckpointIO(), *(config.get("plugins") or [])]
+        config.callbacks = callbacks
+        return super().instantiate_trainer(plugins=plugins, default_root_dir=str(root), **kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing yet: `run` starts it, once all is checked."""
+
+    def check(self) -> None:
+        """Finds mistakes in the data before training starts.
+
+        Raises:
+            ValueError: The data set or the tokenizer can't be opened, or the vocabulary doesn't fit the model.
+        """
+        data: MultimodalData = self.datamodule
+        if data.tokenizer_path is None and self.model.init_from is not None:
+            data.tokenizer_path = str(checkpoint.find(self.model.init_from))
+        check_vocabulary(self.model.model, data.tokenizer.vocab_size)
+        data.dataset("train" if self.subcommand == "fit" else "test")
+
+    def run(self) -> None:
+        """Runs the verb; `fit` ends with a validation, calibration and the checkpoint folder."""
+        verb: Callable[..., Any] = getattr(self.trainer, str(self.subcommand))
+        verb(**self._prepare_subcommand_kwargs(str(self.subcommand)))
+        if self.subcommand != "fit" or self.trainer.interrupted:
+            return
+        steps = self.trainer.global_step
+        self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        if self.trainer.is_global_zero:
+            self.model.seal()
+            folder = Path(self.trainer.default_root_dir) / "checkpoint"
+            identity = self.model.export(folder, self.datamodule)
+            log.info("%s after %d steps, written to %s", identity, steps, folder)
+
+
+def check_vocabulary(model: MultimodalModel, size: int) -> None:
+    """Every part that reads or writes tokens must have room for the tokenizer's ids.
+
+    Raises:
+        ValueError: One hasn't.
+    """
+    parts = {"record": model.record, "text": model.text, "decoder": model.decoder}
+    rooms = {
+        name: part.word.num_embeddings if isinstance(part, RecordEncoder) else part.vocab_size
+        for name, part in parts.items()
+        if isinstance(part, RecordEncoder | TextEncoder | MoEDecoder)
+    }
+    small = [f"{name} has room for {room}" for name, room in rooms.items() if room < size]
+    if small:
+        raise ValueError(f"the tokenizer has {size} ids, {' and '.join(small)}: give both the same vocab_size")
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """A parsed configuration as JSON: namespaces become dicts, tuples lists, paths strings."""
+    if isinstance(value, Namespace):
+        return {key: plain(item) for key, item in vars(value).items()}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

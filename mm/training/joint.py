@@ -1,0 +1,37 @@
+"""All stages at once, nothing frozen and nothing cached: for tiny models, and for machines with an accelerator."""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mm.data.datamodule import Numbered
+from mm.training.align import align_losses
+from mm.training.findings import FindingsTask, finding_losses
+from mm.training.write import writing_losses
+
+
+class JointTask(FindingsTask):
+    """Sum of the losses of the three stages; what the model or the data lacks is left out."""
+
+    trains: ClassVar[tuple[str, ...]] = (
+        *FindingsTask.trains,
+        "fusion",
+        "finding_tokens",
+        "decoder",
+        "text",
+        "text_projection",
+        "logit_scale",
+        *(f"{source}_{part}" for source in ("volume", "image", "audio", "record") for part in ("adapter", "projection")),
+    )
+
+    def losses(self, numbered: Numbered) -> dict[str, Float[Tensor, ""]]:
+        """Findings, contrast and writing."""
+        batch = numbered[1]
+        outputs = self.model(batch)
+        losses = finding_losses(self.model, batch, outputs.findings)
+        if outputs.text is not None and batch.size > 1:
+            losses |= align_losses(self.model, outputs.encoded, batch)
+        if outputs.writing is not None:
+            losses |= writing_losses(outputs.writing)
+        return losses

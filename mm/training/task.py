@@ -1,0 +1,189 @@
+"""What every stage of training shares: the model, where it starts from, which parts learn, optimizer and export."""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from mm.data.datamodule import MultimodalData, Numbered
+from mm.data.spec import describe
+from mm.model import MultimodalModel
+from mm.training import checkpoint
+from mm.training.optim import adamw, progress, warmup_cosine
+
+log = logging.getLogger(__name__)
+
+
+class Task(LightningModule, ABC):
+    """One stage of training a `MultimodalModel`.
+
+    Attributes:
+        trains: Parts of the model that learn in this stage; all others are frozen and stay in evaluation mode.
+        model: The model.
+        model_config: `class_path` and `init_args` of it, for the checkpoint folder.
+    """
+
+    trains: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        *,
+        model: MultimodalModel | None = None,
+        init_from: str | None = None,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+        freeze: tuple[str, ...] = (),
+        name: str = "mm",
+        description: str = "",
+    ) -> None:
+        """Makes the model, or takes it from an earlier stage.
+
+        Args:
+            model: None: the model of `init_from`, with its sizes and weights.
+            init_from: Checkpoint folder of an earlier stage. With `model` given as well, its weights are filled in
+                by name; what it doesn't have stays as it was made and is listed in the log.
+            learning_rate: At the top of the schedule.
+            weight_decay: Of matrices and kernels.
+            warmup_steps: Optimizer steps until the full learning rate.
+            freeze: Parts that this stage would train but shall not.
+            name: Of the model, for its card.
+            description: Of the model, for its card; empty: that of `init_from`.
+
+        Raises:
+            ValueError: Neither `model` nor `init_from`, or they don't fit together, or an unknown part.
+        """
+        super().__init__()
+        self.init_from = init_from
+        self.model_config: dict[str, Any] = {}
+        self.earlier: checkpoint.Card | None = None
+        if init_from is not None:
+            folder = checkpoint.find(init_from)
+            self.earlier = checkpoint.read_card(folder)
+        if model is None:
+            if init_from is None:
+                raise ValueError("give `model` (a class_path with init_args) or `init_from` (a checkpoint folder)")
+            loaded = checkpoint.load(init_from)
+            self.model, self.model_config = loaded.model, loaded.config
+        else:
+            self.model = model
+            if init_from is not None:
+                fresh = checkpoint.initialise(model, init_from)
+                log.info("from %s; %d weights start fresh: %s", init_from, len(fresh), ", ".join(_parts(fresh)) or "-")
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.card_name, self.card_description = name, description
+        self._seconds = 0.0
+        self._started: float | None = None
+        self._freeze(freeze)
+
+    def _freeze(self, names: tuple[str, ...]) -> None:
+        parts = {name for name, _ in self.model.named_children()}
+        unknown = [name for name in names if name not in parts]
+        if unknown:
+            raise ValueError(f"freeze names parts of the model ({', '.join(sorted(parts))}); got {', '.join(unknown)}")
+        self.learning = tuple(sorted((set(self.trains) & parts) - set(names)))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.split(".")[0] in self.learning)
+
+    # ------------------------------------------------------------------------------------------ one step
+
+    @abstractmethod
+    def losses(self, numbered: Numbered) -> dict[str, Float[Tensor, ""]]:
+        """Weighted losses by name; their sum is trained."""
+
+    def training_step(self, numbered: Numbered, batch_idx: int) -> Float[Tensor, ""]:  # noqa: ARG002
+        """Sum of the losses, each of them logged."""
+        losses = self.losses(numbered)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        size = numbered[1].size
+        self.log("loss", total.detach(), prog_bar=True, batch_size=size)
+        self.log_dict({f"loss_{name}": loss.detach().float() for name, loss in losses.items()}, batch_size=size)
+        return total
+
+    def on_train_start(self) -> None:
+        """Starts the clock."""
+        self._started = time.monotonic()
+
+    def on_train_end(self) -> None:
+        """Stops the clock."""
+        if self._started is not None:
+            self._seconds += time.monotonic() - self._started
+            self._started = None
+
+    def train(self, mode: bool = True) -> "Task":  # noqa: FBT001, FBT002  # torch's signature
+        """Frozen parts stay in evaluation mode: their dropout and statistics must not move what is cached."""
+        super().train(mode)
+        for name, part in self.model.named_children():
+            if name not in self.learning:
+                part.eval()
+        return self
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401  # Lightning's own union is private
+        """AdamW with a warm-up and a cosine over steps, epochs or wall time."""
+        optimizer = adamw(self.model, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+
+        def factor(step: int) -> float:
+            done = 0.0 if self._trainer is None else progress(self.trainer)
+            return warmup_cosine(step=step, warmup_steps=self.warmup_steps, done=done)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -------------------------------------------------------------------------------- states and export
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps how long training took."""
+        running = 0.0 if self._started is None else time.monotonic() - self._started
+        checkpoint["seconds"] = self._seconds + running
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self._seconds = float(checkpoint.get("seconds", 0.0))
+
+    def seal(self) -> None:
+        """Called behind a last validation and before the export: a stage sets thresholds here."""
+
+    def scores(self) -> dict[str, float]:
+        """What the card says of this stage's last validation."""
+        metrics = {} if self._trainer is None else self.trainer.callback_metrics
+        return {name: round(float(value), 4) for name, value in metrics.items() if name.startswith("val_")}
+
+    def export(self, folder: str | Path, data: MultimodalData) -> checkpoint.Identity:
+        """Writes the checkpoint folder.
+
+        Args:
+            folder: Where to.
+            data: What it was trained on.
+        """
+        assert self.model_config, "the configuration of the model was never captured"
+        stage: Mapping[str, Any] = {
+            "task": type(self).__name__,
+            "data": describe(data.spec),
+            "inputs": list(data.inputs),
+            "batch_size": data.batch_size,
+            "learning_rate": self.learning_rate,
+            "steps": self.trainer.global_step,
+            "seconds": round(self._seconds),
+            "scores": self.scores(),
+        }
+        before = () if self.earlier is None else self.earlier.stages
+        description = self.card_description or ("" if self.earlier is None else self.earlier.description)
+        return checkpoint.save(
+            self.model,
+            folder,
+            config=self.model_config,
+            tokenizer=data.tokenizer,
+            card=checkpoint.Card(self.card_name, description, (*before, dict(stage))),
+            preprocessing=checkpoint.Preprocessing(max_words=data.max_words, max_text=data.max_text),
+        )
+
+
+def _parts(names: tuple[str, ...]) -> list[str]:
+    return sorted({".".join(name.split(".")[:2]) for name in names})

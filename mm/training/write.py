@@ -1,0 +1,99 @@
+"""Third stage: the decoder learns sentences from findings, and answers from questions."""
+
+import logging
+from dataclasses import replace
+from typing import ClassVar, Final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mm.batch import SLOT_KINDS, Batch, Padded, Slots, Tokens, Writing
+from mm.data.tokenizer import SPECIAL_IDS
+from mm.decoder.decoder import DecoderOutput, MoEDecoder
+from mm.model import Encoded
+from mm.training.cached import CachedTask
+
+log = logging.getLogger(__name__)
+
+BALANCE_WEIGHT: Final = 0.01
+"""Of the load-balancing loss (Fedus et al. 2022, Switch Transformers, section 2.2)."""
+Z_WEIGHT: Final = 1e-3
+"""Of the router's z loss (Zoph et al. 2022, ST-MoE, section 3.2)."""
+
+
+def writing_losses(output: DecoderOutput) -> dict[str, Float[Tensor, ""]]:
+    """Cross-entropy of every target token, and the router's two losses."""
+    return {
+        "writing": F.cross_entropy(output.logits.float(), output.targets),
+        "balance": BALANCE_WEIGHT * output.load_balancing_loss,
+        "router_z": Z_WEIGHT * output.z_loss,
+    }
+
+
+class WriteTask(CachedTask):
+    """Fusion and decoder; encoders, finding head, adapters and embeddings are frozen.
+
+    A row is one sentence about one finding (its true code, side, change and grade in the slot), or one question and
+    its answer.
+    """
+
+    trains: ClassVar[tuple[str, ...]] = ("fusion", "finding_tokens", "decoder")
+
+    def cached_losses(self, encoded: Encoded, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """Language loss and the router's losses."""
+        if batch.writing is None:
+            raise ValueError("the write stage needs reports or questions; see data.rows")
+        return writing_losses(self._decoder()(batch.writing, self._memory(encoded), rows=batch.writing.study))
+
+    def _decoder(self) -> MoEDecoder:
+        if self.model.decoder is None:
+            raise ValueError("the write stage needs a model with `decoder`")
+        return self.model.decoder
+
+    def _memory(self, encoded: Encoded) -> Tokens:
+        return self.model.fuse(encoded, self.model.find(encoded))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the last validation."""
+        self._right: list[Tensor] = []
+
+    def judge(self, encoded: Encoded, batch: Batch) -> None:
+        """Answers the questions and compares, token by token."""
+        asked = None if batch.writing is None else questions(batch.writing)
+        if asked is None or asked.target is None:
+            return
+        written = self._decoder().generate(replace(asked, target=None), self._memory(encoded), rows=asked.study)
+        answers = [row[:length] for row, length in zip(asked.target.values.tolist(), asked.target.lengths.tolist(), strict=True)]
+        right = [_words(own) == _words(true) for own, true in zip(written.rows(), answers, strict=True)]
+        self._right.append(torch.tensor(right))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the share of questions answered exactly."""
+        losses = self.trainer.callback_metrics
+        if not self._right:
+            return
+        accuracy = float(torch.cat(self._right).float().mean())
+        self.log("val_answer_accuracy", accuracy)
+        loss = losses.get("val_loss_writing")
+        said = "" if loss is None else f"cross-entropy {float(loss):.3f}, "
+        log.info("step %d. %sexact answers %.3f", self.trainer.global_step, said, accuracy)
+
+
+def questions(writing: Writing) -> Writing | None:
+    """The rows that are questions; None if there are none."""
+    rows = (writing.slots.kind == SLOT_KINDS.index("answer")).nonzero()[:, 0]
+    if len(rows) == 0:
+        return None
+    slots = writing.slots
+    return Writing(
+        writing.study[rows],
+        Slots(slots.kind[rows], slots.code[rows], slots.side[rows], slots.change[rows], slots.grade[rows]),
+        Padded(writing.prompt.values[rows], writing.prompt.lengths[rows]),
+        None if writing.target is None else Padded(writing.target.values[rows], writing.target.lengths[rows]),
+    )
+
+
+def _words(ids: list[int]) -> list[int]:
+    return ids[: ids.index(SPECIAL_IDS.end)] if SPECIAL_IDS.end in ids else ids

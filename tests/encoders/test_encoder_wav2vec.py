@@ -1,0 +1,89 @@
+"""Wav2VecEncoder: neither a sound's padding nor its neighbours change it; missing sites; gradients; size."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from mm.batch import Audio
+from mm.encoders.wav2vec import Wav2VecEncoder
+
+CONVOLUTIONS = ((8, 10, 5), (16, 4, 4))
+
+
+def small(**changes: object) -> Wav2VecEncoder:
+    torch.manual_seed(0)
+    settings = {"width": 32, "depth": 2, "heads": 2, "hidden": 32, "convolutions": CONVOLUTIONS, "tokens_per_site": 4}
+    return Wav2VecEncoder(**settings | changes)  # type: ignore[arg-type]
+
+
+def test_padding_and_neighbours_never_change_a_sound() -> None:
+    encoder = small().eval()
+    sound = torch.randn(1, 4, 500) * 0.1
+    lengths = torch.tensor([[500, 300, 0, 421]])
+    expected = encoder(Audio(sound, lengths))
+    for filling in (0.0, 1.0):
+        longer = torch.full((2, 4, 900), filling)
+        longer[0, :, :500] = sound
+        longer[0].masked_fill_(torch.arange(900) >= lengths[0, :, None], filling)
+        longer[1] = torch.randn(4, 900)
+        got = encoder(Audio(longer, torch.cat([lengths, torch.full((1, 4), 900)])))
+        assert torch.equal(got.mask[:1], expected.mask)
+        torch.testing.assert_close(got.values[:1], expected.values, atol=1e-5, rtol=1e-5)
+
+
+def test_a_missing_site_has_no_tokens() -> None:
+    encoder = small()
+    tokens = encoder(Audio(torch.randn(2, 4, 400), torch.tensor([[400, 0, 10, 400], [0, 0, 0, 0]])))
+    assert tokens.mask.view(2, 4, 4).all(-1).tolist() == [[True, False, False, True], [False] * 4]
+    assert (tokens.values[~tokens.mask] == 0).all()
+
+
+def test_no_sound_at_all_gives_an_empty_mask() -> None:
+    tokens = small()(Audio(torch.zeros(1, 4, 1), torch.zeros(1, 4, dtype=torch.long)))
+    assert not tokens.mask.any()
+
+
+def test_a_sound_of_one_frame_fills_one_token() -> None:
+    encoder = small()
+    assert encoder.shortest == 25
+    tokens = encoder(Audio(torch.randn(1, 4, 25), torch.tensor([[25, 24, 0, 0]])))
+    assert tokens.mask[0].view(4, 4).sum(-1).tolist() == [1, 0, 0, 0]
+    assert tokens.values.isfinite().all()
+
+
+def test_each_token_pools_its_own_stretch() -> None:
+    encoder = small()
+    frames = torch.arange(1.0, 11.0)[None, :, None].expand(1, 10, 32)
+    pooled, filled = encoder.pool(frames.contiguous(), torch.tensor([8]))
+    assert filled.all()
+    assert all(earlier < later for earlier, later in pairwise(pooled[0, :, 0].tolist()))
+    assert (pooled[0, :, 0] >= torch.tensor([1.0, 3, 5, 7])).all()
+    assert (pooled[0, :, 0] <= torch.tensor([2.0, 4, 6, 8])).all()
+
+
+def test_loudness_does_not_matter() -> None:
+    encoder = small().eval()
+    sound, lengths = torch.randn(1, 4, 400), torch.full((1, 4), 400)
+    loud, quiet = encoder(Audio(sound, lengths)), encoder(Audio(sound * 0.01, lengths))
+    torch.testing.assert_close(quiet.values, loud.values, atol=1e-2, rtol=1e-2)
+
+
+def test_gradient_reaches_every_parameter() -> None:
+    encoder = small()
+    tokens = encoder(Audio(torch.randn(2, 4, 600), torch.full((2, 4), 600)))
+    (tokens.values * torch.randn(32)).pow(3).sum().backward()
+    missing = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # A bias on keys shifts all scores of a query alike: the softmax takes it away again.
+    assert [name for name in missing if not name.endswith("k_proj.bias")] == []
+
+
+def test_default_size_and_frame() -> None:
+    encoder = Wav2VecEncoder()
+    assert sum(p.numel() for p in encoder.parameters()) <= 1_000_000
+    assert encoder.stride == 160
+
+
+def test_bad_settings_name_the_argument() -> None:
+    with pytest.raises(ValueError, match="width=30, heads=4"):
+        small(width=30, heads=4)

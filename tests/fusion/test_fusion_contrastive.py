@@ -1,0 +1,64 @@
+"""InfoNCE against open_clip's loss."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss
+
+from mm.fusion.contrastive import LogitScale, contrastive_mse, info_nce
+
+
+def pairs(n: int = 7, width: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return tuple(F.normalize(torch.randn(n, width, generator=g), dim=-1).requires_grad_() for _ in range(2))
+
+
+def test_equals_open_clip_with_gradients() -> None:
+    first, second = pairs()
+    scale = torch.tensor(13.0)
+    ours, theirs = info_nce(first, second, scale=scale), ClipLoss()(first, second, scale)
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    for mine, other in zip(
+        torch.autograd.grad(ours, [first, second]), torch.autograd.grad(theirs, [first, second]), strict=True
+    ):
+        assert torch.allclose(mine, other, atol=1e-6)
+
+
+def test_invalid_pairs_are_as_if_they_were_not_there() -> None:
+    first, second = pairs()
+    valid = torch.tensor([True, False, True, True, False, True, True])
+    with_holes = info_nce(first, second, scale=10.0, valid=valid)
+    assert torch.allclose(with_holes, info_nce(first[valid], second[valid], scale=10.0), atol=1e-6)
+    nothing = info_nce(first, second, scale=10.0, valid=torch.zeros(7, dtype=torch.bool))
+    assert nothing == 0
+    (gradient,) = torch.autograd.grad(nothing, [first])
+    assert torch.isfinite(gradient).all()
+
+
+def test_contrastive_mse_is_the_weighted_sum() -> None:
+    first, second = pairs()
+    nce = info_nce(first, second, scale=10.0)
+    both = contrastive_mse(first, second, scale=10.0, lambda1=0.5, lambda2=2.0)
+    assert torch.allclose(both, 0.5 * nce + 2.0 * F.mse_loss(first, second), atol=1e-6)
+
+
+def test_the_scale_is_learnt_and_never_passes_its_bound() -> None:
+    scale = LogitScale(temperature=0.07)
+    assert float(scale()) == pytest.approx(1 / 0.07, rel=1e-5)
+    scale().backward()
+    assert scale.log_scale.grad is not None
+    with torch.no_grad():
+        scale.log_scale.fill_(math.log(1e4))
+    assert float(scale()) == pytest.approx(100.0, rel=1e-5)
+    with pytest.raises(ValueError, match="temperature"):
+        LogitScale(temperature=0.001)
+
+
+def test_unrelated_pairs_retrieve_at_chance() -> None:
+    torch.manual_seed(0)
+    first, second = F.normalize(torch.randn(400, 32), dim=-1), F.normalize(torch.randn(400, 32), dim=-1)
+    rank = ((first @ second.T) >= (first * second).sum(-1, keepdim=True)).sum(1)
+    assert 150 < rank.float().median() < 250
+    assert info_nce(first, second, scale=1.0) == pytest.approx(math.log(400), rel=0.02)

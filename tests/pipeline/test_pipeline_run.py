@@ -1,0 +1,263 @@
+import io
+import json
+import logging
+import stat
+from pathlib import Path
+
+import pytest
+
+from mm.pipeline.run import run_report
+from mm.report.json import read_report, to_json
+
+
+def run(studies, out: Path, **options) -> tuple[int, list[dict]]:
+    stream = io.StringIO()
+    code = run_report(studies.root, out, stream=stream, **options)
+    return code, [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def manifest(out: Path) -> dict[str, dict]:
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert len({line["study"] for line in lines}) == len(lines)
+    return {line["study"]: line for line in lines}
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name not in {"manifest.jsonl", "lock"}
+    }
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def test_whole_study(studies, loaded, out):
+    studies.beside(studies.ct(1, 1))
+    studies.dx(1, 1)
+    studies.ct(1, 2, days=100)
+    studies.ct(1, 3, days=30)
+    code, lines = run(studies, out)
+    assert code == 0
+    assert lines[-1] == {"event": "end", "done": 3, "failed": 0, "skipped": 0}
+    folders = sorted(path.parent for path in out.glob("*/report.json"))
+    assert len(folders) == 3
+    for folder in folders:
+        assert {path.name for path in folder.iterdir()} == {"report.json", "report.md", "report.html", "fingerprint"}
+        text = (folder / "report.json").read_text()
+        assert to_json(read_report(folder)) == text
+    report = next(found for found in map(read_report, folders) if any(s.role == "image" for s in found.series))
+    assert [(s.role, s.num_slices, s.days_before) for s in report.series] == [
+        ("volume", 18, 0), ("prior", 18, 30), ("prior", 18, 100), ("image", 1, 0),
+    ]  # fmt: skip
+    assert report.series[0].spacing_mm == (5.0, 8.0, 8.0)
+    assert report.series[0].units == "HU"
+    assert {row.name: row.count for row in report.inputs} == {
+        "volume": 1, "priors": 2, "image": 1, "audio": 2, "record": 1,
+    }  # fmt: skip
+    nodule, fracture, effusion, infection = report.findings
+    assert nodule.slice_index == 9
+    assert abs(nodule.center_mm[2] - -55.0) <= 5
+    assert abs(nodule.center_mm[0] - 44.0) <= 8
+    assert nodule.size == nodule.size_mm == 12.346
+    assert nodule.change == "larger"
+    assert nodule.sop_instance_uid.startswith("2.25.")
+    assert fracture.image_pixel is not None
+    assert fracture.center_mm is None
+    assert infection.present
+    assert "record" in infection.sources
+    assert effusion.size is None
+    assert report.text("en") == "A left finding of 12 mm. A right finding of 3 mm. A finding of unmeasured size. " + (
+        "Impression: nodule, rib fracture and infection."
+    )
+    assert report.model.domain == "inside"
+    sound = loaded.model.batches[0].audio
+    assert sound is not None
+    assert sound.lengths.max() == 8000  # resampled from 16 kHz
+
+
+def test_no_identifier_leaks(studies, loaded, out, caplog):
+    caplog.set_level(logging.DEBUG)
+    studies.beside(studies.ct(7, 1, accession="ACC-77"))
+    studies.ct(7, 2, skip=(5,))
+    code, _ = run(studies, out)
+    assert code == 1
+    shown = caplog.text + (out / "manifest.jsonl").read_text()
+    shown += "".join(path.read_text() for path in out.glob("*/report.*"))
+    for secret in ("DOE", "PAT-7", "ACC-77", "1.2.826.0.1.3680043", "20240601", "2024-06-01", "p7_1"):
+        assert secret not in shown
+    private = out / "private"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    for name in ("secret", "map.csv"):
+        assert stat.S_IMODE((private / name).stat().st_mode) == 0o600
+    rows = (private / "map.csv").read_text()
+    report = read_report(next(out.glob("*/report.json")).parent)
+    for key in (report.study, report.findings[0].sop_instance_uid):
+        assert f"{key}," in rows
+
+
+def test_failure_stays_with_its_study(studies, loaded, out, caplog):
+    studies.ct(1, 1)
+    studies.ct(2, 1, skip=(5,))
+    studies.ct(3, 1, level=223)  # -777 HU: the model raises on the whole batch
+    studies.ct(4, 1, slices=6)
+    (studies.ct(5, 1) / "record.json").write_text("{no json")
+    code, lines = run(studies, out)
+    assert code == 1
+    told = sorted((line["status"], line["reason"]) for line in manifest(out).values())
+    assert told == [
+        ("done", None),
+        ("failed", "RuntimeError"),
+        ("failed", "missing_slice"),
+        ("failed", "record_unreadable"),
+        ("skipped", "no_eligible_series"),
+    ]
+    assert lines[-1]["failed"] == 3
+    assert "quoted" not in caplog.text + (out / "manifest.jsonl").read_text()
+    place = next(line["place"] for line in manifest(out).values() if line["reason"] == "missing_slice")
+    assert place.startswith("mm/dicom/")
+    assert ".py:" in place
+    assert len(list(out.glob("*/report.json"))) == 1
+
+
+def test_rerun_skips_and_repeats(studies, loaded, out):
+    for patient in range(5):
+        studies.ct(patient, 1)
+    assert run(studies, out)[0] == 0
+    before, batches = contents(out), len(loaded.model.batches)
+    code, lines = run(studies, out)
+    assert code == 0
+    assert len(loaded.model.batches) == batches
+    assert [line["fresh"] for line in lines if line["event"] == "study"] == [False] * 5
+    assert contents(out) == before
+    assert all(line["seconds"] is not None for line in manifest(out).values())
+    # A finished report that vanishes is written again with the same bytes, whatever the rest of its batch does.
+    victim = next(out.glob("*/report.json")).parent
+    for path in victim.iterdir():
+        path.unlink()
+    victim.rmdir()
+    assert run(studies, out)[0] == 0
+    assert contents(out) == before
+
+
+def test_changed_content_is_reported_again(studies, loaded, out):
+    folder = studies.ct(1, 1)
+    studies.ct(2, 1)
+    run(studies, out)
+    before = contents(out)
+    studies.beside(folder, crp=12.0)
+    _, lines = run(studies, out)
+    assert sorted(line["fresh"] for line in lines if line["event"] == "study") == [False, True]
+    changed = {name.split("/")[0] for name, content in contents(out).items() if before.get(name) != content}
+    assert len(changed) == 1
+
+
+def test_torn_files_of_a_killed_run(studies, loaded, out):
+    studies.ct(1, 1)
+    studies.ct(2, 1)
+    run(studies, out)
+    before = contents(out)
+    with (out / "manifest.jsonl").open("a") as file:
+        file.write('{"study": "0123')
+    with (out / "private" / "map.csv").open("a") as file:
+        file.write("2.25.99,inst")
+    (out / ".work" / "half").mkdir(parents=True)
+    assert run(studies, out)[0] == 0
+    assert contents(out) == before
+    assert len(manifest(out)) == 2
+    assert not (out / ".work").exists()
+
+
+def test_out_of_domain_and_language(studies, loaded, out):
+    studies.ct(1, 1, manufacturer="GE MEDICAL SYSTEMS")
+    run(studies, out, pipeline="report_ct", language="zh")
+    report = read_report(next(out.glob("*/report.json")).parent)
+    assert report.model.domain == "outside"
+    assert report.languages == ("zh", "en")
+    assert next(row for row in report.inputs if row.name == "audio").reason == "not_in_pipeline"
+    page = next(out.glob("*/report.html")).read_text()
+    assert "outside its domain" in page
+    assert '<html lang="zh">' in page
+
+
+def test_xray_alone(studies, loaded, out):
+    studies.dx(1, 1)
+    studies.ct(2, 1)
+    code, lines = run(studies, out, pipeline="report_xray")
+    assert code == 0
+    assert lines[-1] == {"event": "end", "done": 1, "failed": 0, "skipped": 1}
+    report = read_report(next(out.glob("*/report.json")).parent)
+    fracture = report.findings[0]
+    # Fitted 64 x 64 from 80 x 60: 1.25 pixels a step, columns centred.
+    assert fracture.image_pixel == pytest.approx((125.1, 52.6), abs=0.2)
+
+
+def test_priors_need_a_patient_id(studies, loaded, out):
+    studies.ct(1, 1, patient_id="")
+    studies.ct(2, 1, patient_id="", days=50)
+    run(studies, out)
+    assert all(len(read_report(path.parent).series) == 1 for path in out.glob("*/report.json"))
+
+
+def test_two_patients_under_one_study(studies, loaded, out):
+    studies.ct(1, 1)
+    folder = studies.ct(2, 1)
+    studies.root.joinpath("other").mkdir()
+    for path in list(folder.iterdir())[:4]:
+        path.rename(studies.root / "other" / path.name)
+    studies.ct(2, 1, patient_id="SOMEONE-ELSE", slices=18)
+    code, _ = run(studies, out)
+    lines = manifest(out).values()
+    assert code == 1
+    assert sorted((line["status"], line["reason"]) for line in lines) == [("done", None), ("failed", "two_patients")]
+
+
+def test_a_sidecar_in_a_shared_folder_is_nobodys(studies, loaded, out):
+    folder = studies.ct(1, 1)
+    studies.beside(folder)
+    for path in studies.ct(2, 1).iterdir():
+        path.rename(folder / f"other_{path.name}")
+    run(studies, out)
+    for path in out.glob("*/report.json"):
+        assert {row.name: row.used for row in read_report(path.parent).inputs}["record"] is False
+
+
+@pytest.mark.parametrize("make", ["missing", "empty", "text", "thin"])
+def test_nothing_eligible_writes_nothing(studies, loaded, out, make):
+    if make != "missing":
+        studies.root.mkdir()
+    if make == "text":
+        (studies.root / "notes.txt").write_text("hello " * 100)
+    if make == "thin":
+        studies.ct(1, 1, slices=5)
+    with pytest.raises(ValueError, match="is no folder" if make == "missing" else "nothing to report") as error:
+        run(studies, out)
+    assert "\n" not in str(error.value)
+    assert not out.exists()
+
+
+def test_no_right_to_write(studies, loaded, tmp_path):
+    studies.ct(1, 1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        run(studies, tmp_path / "file" / "out")
+
+
+def test_foreign_secret_is_refused(studies, loaded, out):
+    studies.ct(1, 1)
+    (out / "private").mkdir(parents=True)
+    (out / "private" / "secret").write_text("short")
+    with pytest.raises(ValueError, match="64 hex digits"):
+        run(studies, out)
+
+
+def test_one_run_at_a_time(studies, loaded, out):
+    from mm.pipeline.ledger import open_ledger
+
+    studies.ct(1, 1)
+    run(studies, out)
+    with open_ledger(out), pytest.raises(ValueError, match="another mm report"):
+        run(studies, out)
