@@ -33,7 +33,7 @@ def fit_scaling(logits: Float[Tensor, " N"], labels: Bool[Tensor, " N"]) -> tupl
         return loss
 
     with torch.enable_grad():
-        optimiser.step(closure)  # type: ignore[arg-type,no-untyped-call]
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
     return float((-log_scale.detach()).exp()), float(bias.detach())
 
 

@@ -89,17 +89,27 @@ def image_truth(targets: Targets, maps: Maps, stride: tuple[int, ...]) -> Pictur
     return PictureTruth(pool_bits(targets.image_bits[maps.study], stride), valid, centers, sizes, sides)
 
 
-def pool_bits(bits: Int[Tensor, "N *voxels"], stride: tuple[int, ...]) -> Float[Tensor, "N K *cells"]:
+def pool_bits(bits: Int[Tensor, "N *voxels"], stride: tuple[int, ...]) -> Float[Tensor, "N K *cells"]:  # noqa: F821
     """Share of each cell in which bit k is set, for every finding k."""
     pool = F.avg_pool3d if len(stride) == 3 else F.avg_pool2d
     shape = [n // s for n, s in zip(bits.shape[1:], stride, strict=True)]
     share = torch.zeros(len(bits), NUM_FINDINGS, *shape, device=bits.device)
+    seen = _any_bits(bits)
     for k in range(NUM_FINDINGS):
-        hit = (bits & (1 << k)) != 0
-        some = hit.flatten(1).any(1)
-        if some.any():
-            share[some, k] = pool(hit[some].float(), stride)  # type: ignore[operator]
+        rows = (seen & (1 << k)).nonzero()[:, 0]
+        if len(rows):
+            share[rows, k] = pool((bits[rows] & (1 << k)).float(), stride) / (1 << k)
     return share
+
+
+def _any_bits(bits: Int[Tensor, "N *voxels"]) -> Int[Tensor, " N"]:  # noqa: F821
+    """All bits that are set somewhere in each picture."""
+    rest = bits.flatten(1)
+    while (width := rest.shape[1]) > 1:
+        half = width // 2
+        odd = rest[:, -1:] if width % 2 else rest[:, :0]
+        rest = torch.cat([rest[:, :half] | rest[:, half : 2 * half], odd], dim=1)
+    return rest[:, 0]
 
 
 def picture_losses(
@@ -124,7 +134,7 @@ def picture_losses(
     center_cells = _center_cells(truth, maps.maps.shape[2:], stride)
     region, region_center, region_size = _slot_losses(maps, truth, relevant, stride)
     peak_center, peak_size = _peak_losses(maps, truth, read_peaks, relevant, stride, spacing_mm)
-    positive = (truth.share >= REGION_SHARE) | center_cells
+    positive = (truth.share >= REGION_SHARE) | (center_cells > 1)
     return {
         "map": _map_loss(maps.maps, truth.share, center_cells, relevant),
         "fill": _fill_loss(maps.fill, truth.share, relevant),
@@ -138,25 +148,23 @@ def picture_losses(
 def _map_loss(
     maps: Float[Tensor, "N K *cells"],
     share: Float[Tensor, "N K *cells"],
-    center_cells: Bool[Tensor, "N K *cells"],
+    center_cells: Int[Tensor, "N K *cells"],
     relevant: tuple[int, ...],
 ) -> Float[Tensor, ""]:
     chosen = list(relevant)
     peaked = torch.tensor([k in PEAKS for k in chosen], device=maps.device)
-    grown = (F.max_pool3d if maps.ndim == 5 else F.max_pool2d)(center_cells[:, chosen].float(), 3, 1, 1)
-    logits, share, middle, grown = (
-        item.flatten(2) for item in (maps[:, chosen], share[:, chosen], center_cells[:, chosen], grown)
-    )
+    logits, share, middle, near = (item[:, chosen].flatten(2) for item in (maps, share, center_cells > 1, center_cells))
     peaked = peaked[:, None]
     positive = torch.where(peaked, (share > 0) | middle, share >= REGION_SHARE)
     undecided = ~peaked & (share > 0)
     empty = (~positive & ~undecided).float()
-    empty = torch.where(peaked & (grown > 0), NEIGHBOUR_WEIGHT * empty, empty)
+    empty = torch.where(peaked & (near > 0), NEIGHBOUR_WEIGHT * empty, empty)
     number = positive.sum(-1, keepdim=True)
     full = positive * (SMALL_LESION_WEIGHT * number.clamp(min=1).rsqrt()).clamp(min=1)
     full = torch.where(middle & peaked, SMALL_LESION_WEIGHT, full)
-    probability = logits.sigmoid()
-    loss = full * (1 - probability) * F.softplus(-logits) + empty * probability.square() * F.softplus(logits)
+    probability, surprise = logits.sigmoid(), F.softplus(logits)
+    # softplus(-x) = softplus(x) - x
+    loss = full * (1 - probability) * (surprise - logits) + empty * probability.square() * surprise
     weight = full.sum((0, 2)).clamp(min=SMALL_LESION_WEIGHT * len(logits) / 2)
     return (loss.sum((0, 2)) / weight).mean()
 
@@ -171,12 +179,16 @@ def _fill_loss(
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
-def _center_cells(truth: PictureTruth, shape: torch.Size, stride: tuple[int, ...]) -> Bool[Tensor, "N K *cells"]:
-    """True at the cell in which an instance's middle lies."""
+def _center_cells(truth: PictureTruth, shape: torch.Size, stride: tuple[int, ...]) -> Int[Tensor, "N K *cells"]:
+    """2 at the cell in which an instance's middle lies, 1 at its neighbours, 0 elsewhere."""
     n, k, i = truth.valid.nonzero(as_tuple=True)
-    cells = _cell_of(truth.centers[n, k, i], shape, stride)
-    result = torch.zeros(*truth.valid.shape[:2], *shape, dtype=torch.bool, device=truth.valid.device)
-    result[(n, k, *cells.unbind(-1))] = True
+    middle = _cell_of(truth.centers[n, k, i], shape, stride)
+    near = torch.tensor(list(product((-1, 0, 1), repeat=len(stride))), device=n.device)
+    last = torch.tensor(shape, device=n.device) - 1
+    around = torch.minimum((middle[:, None] + near).clamp(min=0), last)
+    result = torch.zeros(*truth.valid.shape[:2], *shape, dtype=torch.uint8, device=n.device)
+    result[(n[:, None], k[:, None], *around.unbind(-1))] = 1
+    result[(n, k, *middle.unbind(-1))] = 2
     return result
 
 

@@ -8,6 +8,7 @@ Axes: N pictures (flattened visits, or studies), K findings, P findings with pea
 `mm.ontology.SIDES` ("none" stands for both sides together), C channels, D width of evidence, d spatial dimensions.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from typing import Final
@@ -56,7 +57,7 @@ class Maps(Movable):
     features: Float[Tensor, "N C *cells"]
     maps: Float[Tensor, "N K *cells"]
     fill: Float[Tensor, "N K *cells"]
-    side: Float[Tensor, "N *cells"]
+    side: Float[Tensor, "N *cells"]  # noqa: F821
     presence: Float[Tensor, "N K W"]
     sizes: Float[Tensor, "N K W"]
     centers: Float[Tensor, "N K W d"]
@@ -64,7 +65,9 @@ class Maps(Movable):
     evidence: Float[Tensor, "N K D"]
 
 
-def cell_centers(shape: tuple[int, ...], stride: tuple[int, ...], device: torch.device | str) -> Float[Tensor, "cells d"]:
+def cell_centers(
+    shape: tuple[int, ...], stride: tuple[int, ...], device: torch.device | str
+) -> Float[Tensor, "cells d"]:
     """Middle of each cell in voxel (or pixel) indices, the last axis fastest."""
     axes = [torch.arange(n, device=device) * s + (s - 1) / 2 for n, s in zip(shape, stride, strict=True)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2).float()
@@ -166,43 +169,42 @@ class MapHead(nn.Module):
         shape = tuple(features.shape[2:])
         x = features.flatten(2)
         cells = self.cells.weight @ x + self.cells.bias[:, None]
-        maps, fill, side = cells.split([NUM_FINDINGS, NUM_FINDINGS, 1], dim=1)
-        # Log weight of a cell in a slot: the whole picture, the patient's left, the patient's right.
-        slots = torch.cat([torch.zeros_like(side), F.logsigmoid(side), F.logsigmoid(-side)], dim=1)
+        maps, fill = cells[:, :NUM_FINDINGS], cells[:, NUM_FINDINGS : 2 * NUM_FINDINGS]
+        side = cells[:, 2 * NUM_FINDINGS :]
+        N, K = maps.shape[:2]
+        # How much a cell belongs to a slot: the whole picture, the patient's left, the patient's right.
+        slots = torch.cat([torch.ones_like(side), side.sigmoid(), (-side).sigmoid()], dim=1)
 
-        scores = SHARPNESS * maps[:, :, None] + slots[:, None]
-        total = scores.logsumexp(-1)
-        weights = (scores - total[..., None]).exp()
-        gate = (3 * maps).sigmoid()
-        mass = torch.einsum("nkc,nwc->nkw", gate, slots.exp())
-        filled = torch.einsum("nkc,nwc->nkw", gate * fill.sigmoid(), slots.exp())
-        scalars = torch.stack(
-            [
-                (maps[:, :, None] + slots[:, None]).amax(-1) / 4,
-                (total - torch.tensor(float(x.shape[-1])).log()) / (4 * SHARPNESS),
-                (mass + 0.5).log() / 4,
-                (filled + 0.1).log() / 4,
-            ],
-            dim=-1,
-        )
-
+        # One product pools features and coordinates of all slots; no tensor of slots and cells is made but this.
+        peak = maps.amax(-1)
+        weights = (SHARPNESS * (maps - peak.detach()[..., None])).exp()
+        weights = (weights[:, :, None] * slots[:, None]).flatten(1, 2)
         centers = cell_centers(shape, self.stride, x.device)
         scale = torch.tensor([n * s / 2 for n, s in zip(shape, self.stride, strict=True)], device=x.device)
-        place = centers / scale - 1
-        pooled = torch.einsum("nkwc,nfc->nkwf", weights, x)
-        first = weights @ place
-        second = (weights @ place.square() - first.square()).clamp(min=0)
-        spread = (second + 1e-4).sqrt()
+        place = (centers / scale - 1).T
+        fixed = torch.cat([place, place.square(), torch.ones_like(place[:1])])
+        total = (weights @ fixed.T).unflatten(1, (K, NUM_SLOTS))
+        sums = total[..., -1:] + 1e-6
+        pooled = (weights @ x.transpose(1, 2)).unflatten(1, (K, NUM_SLOTS)) / sums
+        first, second = (total[..., :-1] / sums).chunk(2, dim=-1)
+        spread = ((second - first.square()).clamp(min=0) + 1e-4).sqrt()
 
-        N, K = maps.shape[:2]
+        gate = (3 * maps).sigmoid()
+        mass = gate @ slots.transpose(1, 2)
+        filled = (gate * fill.sigmoid()) @ slots.transpose(1, 2)
+        top = peak[..., None].expand(-1, -1, NUM_SLOTS)
+        soft = top + (sums[..., 0].log() - math.log(x.shape[-1])) / SHARPNESS
+        scalars = torch.stack([top, soft, (mass + 0.5).log(), (filled + 0.1).log()], dim=-1) / 4
+
         name = self.name.weight[None, :, None].expand(N, -1, NUM_SLOTS, -1)
         which = torch.eye(NUM_SLOTS, device=x.device).expand(N, K, -1, -1)
         everywhere = x.mean(-1)[:, None, None].expand(-1, K, NUM_SLOTS, -1)
         hidden = self.pool(torch.cat([pooled, everywhere, scalars, first, spread, name, which], dim=-1))
-        presence, size, shift = self.read(hidden).split([1, 1, len(shape)], dim=-1)
+        read = self.read(hidden)
+        presence, size, shift = read[..., 0], read[..., 1], read[..., 2:]
         for_presence, for_size = self.direct.weight.chunk(2, dim=-1)
-        presence = presence[..., 0] + _affine(scalars, for_presence)
-        size = size[..., 0] + _affine(scalars, for_size)
+        presence = presence + _affine(scalars, for_presence)
+        size = size + _affine(scalars, for_size)
         context = self.context(scalars.flatten(1))[:, None].expand(-1, K, -1)
         evidence = self.evidence(torch.cat([hidden.flatten(2), context, name[:, :, 0]], dim=-1))
         stride = torch.tensor(self.stride, device=x.device, dtype=torch.float32)
@@ -210,9 +212,9 @@ class MapHead(nn.Module):
             study=study,
             visit=visit,
             features=features,
-            maps=maps.unflatten(-1, shape),
-            fill=fill.unflatten(-1, shape),
-            side=side[:, 0].unflatten(-1, shape),
+            maps=maps.reshape(N, K, *shape),
+            fill=fill.reshape(N, K, *shape),
+            side=side.reshape(N, *shape),
             presence=presence,
             sizes=size,
             centers=(first + 1) * scale + shift * stride,
@@ -247,10 +249,11 @@ class PeakHead(nn.Module):
             cell: Index of the cell.
         """
         with torch.autocast(features.device.type, enabled=False):
-            padded = F.pad(features.float(), (1, 1) * self.dims)
-            near = torch.tensor(list(product((0, 1, 2), repeat=self.dims)), device=cell.device)
-            places = (cell[:, None] + near).unbind(-1)
-            around = padded.movedim(1, -1)[(picture[:, None], *places)]
+            near = torch.tensor(list(product((-1, 0, 1), repeat=self.dims)), device=cell.device)
+            last = torch.tensor(features.shape[2:], device=cell.device) - 1
+            # Beyond the border the border goes on.
+            places = torch.minimum((cell[:, None] + near).clamp(min=0), last).unbind(-1)
+            around = features.movedim(1, -1)[(picture[:, None], *places)].float()
             read = self.read(F.gelu(self.around(around.flatten(1)))).unflatten(-1, (len(PEAKS), -1))
         return read[..., : self.dims], read[..., self.dims]
 

@@ -211,9 +211,7 @@ class FindingHead(nn.Module):
 
     # ------------------------------------------------------------------------------ each source alone
 
-    def see_volumes(
-        self, pyramid: tuple[Tensor, ...], *, study: Int[Tensor, " N"], visit: Int[Tensor, " N"]
-    ) -> Maps:
+    def see_volumes(self, pyramid: tuple[Tensor, ...], *, study: Int[Tensor, " N"], visit: Int[Tensor, " N"]) -> Maps:
         """Maps of volumes, given as the four levels of their pyramid; visits are flattened."""
         assert self.pyramid is not None, "this head was made without volumes"
         assert self.volume_maps is not None
@@ -313,9 +311,7 @@ class FindingHead(nn.Module):
             if maps is None or truth is None or len(maps.study) == 0:
                 continue
             assert peaks is not None
-            parts = picture_losses(
-                maps, truth, peaks, relevant=MAPPED[source], stride=stride, spacing_mm=spacing
-            )
+            parts = picture_losses(maps, truth, peaks, relevant=MAPPED[source], stride=stride, spacing_mm=spacing)
             losses |= {name: losses[name] + value for name, value in parts.items()}
         losses["presence"] = F.binary_cross_entropy_with_logits(outputs.presence, targets.present.float())
         learnt = (targets.change > 0) & (outputs.before > IMPOSSIBLE) & self.followed

@@ -106,9 +106,7 @@ def _instances(
     return rows
 
 
-def _row(
-    k: int, probability: float, change: str, volume: Instance | None, image: Instance | None
-) -> DetectedFinding:
+def _row(k: int, probability: float, change: str, volume: Instance | None, image: Instance | None) -> DetectedFinding:
     main = volume or image
     assert main is not None
     voxel = None if volume is None else (volume.center[0], volume.center[1], volume.center[2])
@@ -183,7 +181,8 @@ def _peaks(
     centers = torch.minimum((cells * step + (step - 1) / 2 + offset * step).clamp(min=0), last)
     sizes = decode_size(size[:, column], torch.tensor(k, device=size.device)).tolist()
     left = maps.side[n].flatten()[order].tolist()
-    apart = torch.cdist(*(2 * [(centers * torch.tensor(spacing_mm, device=centers.device))[None]]))[0]
+    places = (centers * torch.tensor(spacing_mm, device=centers.device))[None]
+    apart = torch.cdist(places, places)[0]
     item = ontology.FINDINGS[k]
     found: list[int] = []
     for i in range(len(order)):

@@ -1,13 +1,12 @@
 """The system on one page: encode each modality alone, find, bring together, write.
 
-    encoded = model.encode(batch)            # tokens, evidence, embeddings: no modality has seen another
-    found = model.find(encoded)              # findings: present, where, how large, changed how
-    memory = model.fuse(encoded, found)      # tokens that have read each other, and a token a finding
-    reports = model.generate(batch, tokenizer=tokenizer, language="en")
+`encode` gives tokens, evidence and embeddings, in which no modality has seen another; `find` decides what is there,
+where, how large and changed how; `fuse` makes the decoder's memory, tokens that have read each other and one token
+a finding; `generate` writes a sentence a finding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -77,24 +76,11 @@ class Encoded(Movable):
     history: History | None = None
     volume: Maps | None = None
     image: Maps | None = None
-    embeddings: BySource[Tensor] = BySource()
+    embeddings: BySource[Tensor] = field(default_factory=BySource)
 
     def without_maps(self) -> "Encoded":
         """What later stages of training need, small enough to keep for thousands of studies."""
         return replace(self, volume=None, image=None)
-
-
-@dataclass(frozen=True)
-class EncodedText(Movable):
-    """Texts after their encoder.
-
-    Attributes:
-        tokens: In the shared width, for matching token by token.
-        embedding: Unit vectors.
-    """
-
-    tokens: Tokens
-    embedding: Float[Tensor, "M E"]
 
 
 @dataclass(frozen=True)
@@ -104,13 +90,13 @@ class Outputs(Movable):
     Attributes:
         encoded: Tokens, evidence and embeddings.
         findings: What the head decides.
-        text: Of the batch's texts.
+        text: Unit vectors of the batch's texts.
         writing: What the decoder makes of the batch's rows.
     """
 
     encoded: Encoded
     findings: FindingOutputs | None
-    text: EncodedText | None
+    text: Float[Tensor, "B E"] | None
     writing: DecoderOutput | None
 
 
@@ -161,8 +147,6 @@ class MultimodalModel(nn.Module):
         self.image_projection = None if image is None else Projection(width, said=said, **sizes)
         self.audio_projection = None if audio is None else Projection(width, said=said, **sizes)
         self.record_projection = None if record is None else Projection(width, said=said, **sizes)
-        # For matching token by token; its width is the transformer's, which a projection may differ from.
-        self.text_adapter = None if text is None else Adapter(int(text.network.width), width)
         self.text_projection = None if text is None else nn.Linear(text.width, embedding_width)
         self.finding_tokens = None if findings is None else nn.Linear(findings.width, width)
         self.logit_scale = LogitScale(temperature=temperature)
@@ -173,7 +157,8 @@ class MultimodalModel(nn.Module):
         Raises:
             ValueError: They don't.
         """
-        head, pairs = self.findings, []
+        head = self.findings
+        pairs: list[tuple[str, object, object]] = []
         if head is not None:
             if self.volume is not None:
                 pairs.append(("findings.volume_widths", head.volume_widths, tuple(self.volume.widths)))
@@ -253,12 +238,11 @@ class MultimodalModel(nn.Module):
         )
         evidence, embeddings = dict(encoded.evidence.items()), {}
         for source, tokens in self.adapt(encoded).items():
-            said = None
-            if projections[source].keep is not None:
+            projection, said = projections[source], None
+            if projection.keep is not None:
                 said = self._said(evidence.get(source), encoded.history if source == "volume" else None, tokens)
-                missing = projections[source].keep.in_features - said.shape[-1]
-                said = F.pad(said, (0, missing))
-            embeddings[source] = projections[source](tokens, said)
+                said = F.pad(said, (0, projection.keep.in_features - said.shape[-1]))
+            embeddings[source] = projection(tokens, said)
         return replace(encoded, embeddings=BySource(**embeddings))
 
     def _said(self, evidence: Evidence | None, history: History | None, tokens: Tokens) -> Float[Tensor, "B K S"]:
@@ -270,25 +254,15 @@ class MultimodalModel(nn.Module):
             parts += [history.values, history.change.softmax(-1)]
         return torch.cat(parts, dim=-1)
 
-    def encode_text(self, text: Padded) -> EncodedText:
-        """Tokens and unit vectors of texts.
-
-        Raises:
-            ValueError: The model has no text encoder.
-        """
-        if self.text is None or self.text_projection is None or self.text_adapter is None:
-            raise ValueError("this model has no text encoder; give it `text`")
-        tokens = self.text.tokens(text)
-        embedding = F.normalize(self.text_projection(self.text.pool(tokens)).float(), dim=-1)
-        return EncodedText(self.text_adapter(tokens), embedding)
-
     def embed_text(self, text: Padded) -> Float[Tensor, "M E"]:
         """Unit vectors of texts.
 
         Raises:
             ValueError: The model has no text encoder.
         """
-        return self.encode_text(text).embedding
+        if self.text is None or self.text_projection is None:
+            raise ValueError("this model has no text encoder; give it `text`")
+        return F.normalize(self.text_projection(self.text(text)).float(), dim=-1)
 
     # ---------------------------------------------------------------------------------- find and fuse
 
@@ -324,7 +298,7 @@ class MultimodalModel(nn.Module):
         writing = None
         if self.decoder is not None and batch.writing is not None and batch.writing.target is not None:
             writing = self.decoder(batch.writing, self.fuse(encoded, found), rows=batch.writing.study)
-        text = None if self.text is None or batch.text is None else self.encode_text(batch.text)
+        text = None if self.text is None or batch.text is None else self.embed_text(batch.text)
         return Outputs(encoded, found, text, writing)
 
     # ------------------------------------------------------------------------------------------ write
@@ -356,9 +330,8 @@ class MultimodalModel(nn.Module):
         assert found is not None
         findings = self.findings.decode(found)
         compared = _compared(batch)
-        plan = [
-            (study, kind, index) for study in range(batch.size) for kind, index in _plan(findings[study], compared[study])
-        ]
+        plans = [_plan(rows, prior) for rows, prior in zip(findings, compared, strict=True)]
+        plan = [(study, kind, index) for study, lines in enumerate(plans) for kind, index in lines]
         device = found.presence.device
         writing = _rows(plan, findings, language).to(device)
         written = self.decoder.generate(writing, self.fuse(encoded, found), sampling=sampling, rows=writing.study)
@@ -367,9 +340,7 @@ class MultimodalModel(nn.Module):
             plan, written.rows(), written.log_probability.tolist(), strict=True
         ):
             sentences[study].append(GeneratedSentence(kind, tokenizer.decode(ids), index, score))
-        return [
-            GeneratedReport(language, rows, tuple(lines)) for rows, lines in zip(findings, sentences, strict=True)
-        ]
+        return [GeneratedReport(language, rows, tuple(lines)) for rows, lines in zip(findings, sentences, strict=True)]
 
     @torch.no_grad()
     def answer(self, batch: Batch, *, sampling: Sampling = GREEDY) -> Generated:
@@ -422,8 +393,8 @@ def _slot(kind: SlotKind, item: DetectedFinding | None) -> tuple[int, int, int, 
     return (
         SLOT_KINDS.index(kind),
         ontology.INDEX[item.code] + 1,
-        ontology.SIDES.index(item.side),  # type: ignore[arg-type]
-        ontology.CHANGES.index(item.change),  # type: ignore[arg-type]
+        ontology.SIDES.index(item.side),
+        ontology.CHANGES.index(item.change),
         ontology.GRADES.index(ontology.grade(item.code, item.size)),
     )
 

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mm.attention import Full, Mask, attend
@@ -207,6 +207,12 @@ class Block(nn.Module):
             assert memory is not None, "this block reads a memory and was given none"
             x = x + self.dropout(self.cross(self.cross_norm(x), memory, mask=memory_mask or Full()))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
+
+
+def masked_mean(values: Float[Tensor, "*batch N D"], mask: Bool[Tensor, "*batch N"]) -> Float[Tensor, "*batch D"]:
+    """Mean over the marked tokens; zeros where none is marked."""
+    weight = mask.unsqueeze(-1).to(values.dtype)
+    return (values.masked_fill(~mask.unsqueeze(-1), 0)).sum(-2) / weight.sum(-2).clamp(min=1)
 
 
 def _head_width(width: int, heads: int) -> int:

@@ -136,6 +136,18 @@ def test_padding_keys_never_changes_a_result() -> None:
         torch.testing.assert_close(attend(q, k, v, mask=Keys(valid)), expected)
 
 
+def test_bfloat16_is_float32_to_its_precision_forward_and_backward() -> None:
+    for mask in masks(7, 9):
+        results = []
+        for dtype in (torch.float32, torch.bfloat16):
+            inputs = [x.to(dtype).requires_grad_() for x in tensors(3, 7, 9)]
+            out = attend(*inputs, mask=mask, scale=0.3)
+            out.float().square().sum().backward()
+            results.append([out.float(), *(x.grad.float() for x in inputs if x.grad is not None)])
+        for expected, got in zip(*results, strict=True):
+            assert (got - expected).norm() <= 0.02 * expected.norm() + 0.02, mask
+
+
 def test_packed_equals_one_sequence_at_a_time() -> None:
     for causal in (False, True):
         mask = Packed((2, 4, 1), (3, 4, 2), causal=causal)

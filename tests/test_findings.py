@@ -40,7 +40,8 @@ def make_head(**options: object) -> FindingHead:
     return FindingHead(**(sizes | options))
 
 
-def blank_targets(B: int, V: int = 1) -> Targets:
+def blank_targets(studies: int, visits: int = 1) -> Targets:
+    B, V = studies, visits
     K, instances = NUM_FINDINGS, ontology.MAX_INSTANCES
     return Targets(
         present=torch.zeros(B, K, dtype=torch.bool),
@@ -61,7 +62,8 @@ def blobs() -> tuple[Tensor, Targets]:
     """Four volumes: a bright point left, a bright point right, two of them, a wide dark region left."""
     x, targets = 0.1 * torch.randn(4, 1, *SHAPE), blank_targets(4)
     places = {0: [((5, 9, 22), "left")], 1: [((9, 21, 8), "right")], 2: [((4, 8, 7), "right"), ((11, 22, 25), "left")]}
-    assert targets.volume_bits is not None and targets.count is not None
+    assert targets.volume_bits is not None
+    assert targets.count is not None
     for b, found in places.items():
         for i, ((z, y, c), side) in enumerate(found):
             x[b, 0, z, y : y + 2, c : c + 2] = 4
@@ -134,7 +136,8 @@ def everything(head: FindingHead) -> tuple[FindingOutputs, Targets, nn.Module]:
     history = head.follow(volume, count=torch.tensor([2, 2]), days=torch.tensor([[0.0, 30.0], [0.0, 90.0]]))
     outputs = head(evidence, size=2, history=history, volume=volume, image=image)
     targets = blank_targets(2, 2)
-    assert targets.volume_bits is not None and targets.count is not None
+    assert targets.volume_bits is not None
+    assert targets.count is not None
     targets.present[0] = True
     targets.change[0] = ontology.CHANGES.index("larger")
     targets.volume_bits[:, :, 4:8, 8:16, 8:16] = (1 << NODULE) | (1 << EFFUSION)
@@ -215,7 +218,8 @@ def test_fracture_seen_on_the_image_alone_has_a_pixel_and_no_voxel() -> None:
     head = make_head().eval()
     with torch.no_grad():
         outputs, _, _ = everything(head)
-    assert outputs.volume is not None and outputs.image is not None
+    assert outputs.volume is not None
+    assert outputs.image is not None
     outputs.presence[0, FRACTURE] = 9
     outputs.volume.maps[:, FRACTURE] = -9
     outputs.image.maps[0, FRACTURE] = -9

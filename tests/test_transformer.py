@@ -1,11 +1,13 @@
 """Norms, rotary positions, attention with a cache, padding, gradients."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from mm.attention import Causal, Full, Keys
-from mm.transformer import Block, CrossAttention, RMSNorm, Rotary, SelfAttention, SwiGLU
+from mm.transformer import Block, CrossAttention, RMSNorm, Rotary, SelfAttention, SwiGLU, masked_mean
 
 
 class ListCache:
@@ -100,3 +102,9 @@ def test_bad_sizes_name_the_argument() -> None:
         SelfAttention(10, 4)
     with pytest.raises(ValueError, match="head_width must be even"):
         Rotary(5)
+
+
+def test_masked_mean_reads_only_marked_tokens() -> None:
+    values = torch.tensor([[[1.0], [3.0], [math.nan]], [[5.0], [7.0], [9.0]]])
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    assert masked_mean(values, mask).tolist() == [[2.0], [0.0]]

@@ -112,7 +112,9 @@ def _audio(samples: Sequence[Sample]) -> Audio | None:
     lengths = torch.zeros(len(samples), sites, dtype=torch.long)
     for b, sample in enumerate(samples):
         if len(sample.audio) not in (0, sites):
-            raise ValueError(f"audio must have {sites} sites ({', '.join(ontology.SOUND_SITES)}), got {len(sample.audio)}")
+            raise ValueError(
+                f"audio must have {sites} sites ({', '.join(ontology.SOUND_SITES)}), got {len(sample.audio)}"
+            )
         for s, sound in enumerate(sample.audio):
             if sound is not None:
                 values[b, s, : len(sound)] = torch.from_numpy(np.ascontiguousarray(sound, dtype=np.float32))
@@ -181,8 +183,8 @@ def slot(sentence: Sentence, findings: tuple[FindingTruth, ...]) -> tuple[int, i
     return (
         kind,
         ontology.INDEX[about.code] + 1,
-        ontology.SIDES.index(about.side),  # type: ignore[arg-type]
-        ontology.CHANGES.index(about.change),  # type: ignore[arg-type]
+        ontology.SIDES.index(about.side),
+        ontology.CHANGES.index(about.change),
         ontology.GRADES.index(ontology.grade(about.code, about.size)),
     )
 
@@ -200,7 +202,7 @@ def _targets(truths: Sequence[Truth | None]) -> Targets | None:
         for finding in truth.findings:
             k = ontology.INDEX[finding.code]
             present[b, k] |= finding.present
-            change[b, k] = ontology.CHANGES.index(finding.change)  # type: ignore[arg-type]
+            change[b, k] = ontology.CHANGES.index(finding.change)
     bits, count, centers, sizes, sides = _volume_targets(known)
     image_bits, image_count, image_centers, image_sides = _image_targets(known)
     return Targets(
@@ -243,7 +245,7 @@ def _volume_targets(
                 centers[b, v, k, i] = torch.tensor(center)
                 # 0 stands for no size: no measure's range begins there but emphysema's, which is never positive at 0.
                 sizes[b, v, k, i] = 0.0 if finding.size is None else finding.size
-                sides[b, v, k, i] = ontology.SIDES.index(finding.side)  # type: ignore[arg-type]
+                sides[b, v, k, i] = ontology.SIDES.index(finding.side)
                 count[b, v, k] += 1
     return bits, count, centers, sizes, sides
 
@@ -267,6 +269,6 @@ def _image_targets(truths: Sequence[Truth]) -> tuple[Tensor, Tensor, Tensor, Ten
             if center is None or not finding.present or i == instances:
                 continue
             centers[b, k, i] = torch.tensor(center)
-            sides[b, k, i] = ontology.SIDES.index(finding.side)  # type: ignore[arg-type]
+            sides[b, k, i] = ontology.SIDES.index(finding.side)
             count[b, k] += 1
     return bits, count, centers, sides

@@ -127,8 +127,8 @@ class MultimodalData(LightningDataModule):
         size = len(samples)  # type: ignore[arg-type]  # every dataset of ours is sized
         resumed = 0 if self.trainer is None else self.trainer.global_step
         order: Sampler[int] = Shuffled(size, seed=self.seed, resumed=resumed) if shuffled else Rest(size, start)
-        return DataLoader(
-            NumberedDataset(samples),
+        return DataLoader[Numbered](  # the collate function turns pairs of number and sample into it
+            NumberedDataset(samples),  # type: ignore[arg-type]
             batch_size=self.batch_size,
             sampler=order,
             num_workers=self.workers,

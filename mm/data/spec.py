@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 
 import mm
 from mm.batch import Language
@@ -129,7 +129,7 @@ def parse(kind: type[PhantomSpec] | type[TableSpec], content: dict[str, Any], *,
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "spec", fail_untyped=True)
     try:
-        parsed = parser.parse_object(Namespace(spec=content).as_dict())
+        parsed = parser.parse_object({"spec": content})
     except ArgumentError as error:
         raise ValueError(f"data spec {where}: {' '.join(str(error).split())}") from error
     made = parser.instantiate(parsed).spec

@@ -1,6 +1,6 @@
 """Phantom patients in words only: nothing is rendered, and every visit words the same facts anew."""
 
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from mm.phantom.patient import draw_patient
 from mm.phantom.questions import questions
 from mm.phantom.record import render_record
 
-CHINESE = 0.4
+CHINESE: Final = 0.4
 """Share of training texts in Chinese; half would cost English, which retrieval is measured on."""
 
 
@@ -43,7 +43,7 @@ class PhantomWords(Dataset[Sample]):
         seed = int(torch.randint(2**62, ())) if source.split == "train" else patient.seed
         rng = np.random.default_rng([seed, 41])
         language: Language = "zh" if rng.random() < CHINESE else "en"
-        split = "test" if source.split == "test" else "train"
+        split: text.Split = "test" if source.split == "test" else "train"
         report = text.report(findings, language=language, days=days, split=split, rng=rng)
         asked = questions(findings, rng=rng)
         return Sample(

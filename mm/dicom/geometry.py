@@ -19,7 +19,7 @@ GAP_SHARE: Final = 0.03  # or this share of the distance between slices
 DRIFT_SHARE: Final = 0.25  # of the distance that a slice may be away from the regular stack
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stack:
     """Slices in the order of the normal and where they lie.
 

@@ -72,6 +72,8 @@ def codestream_shape(frame: bytes) -> tuple[int, int] | None:
 
     A decoder allocates by these numbers, not by Rows and Columns.
     """
+    if frame[4:8] == b"jP  ":  # a JP2 file where a bare codestream is due; decoders take it
+        frame = frame[max(0, frame.find(b"\xff\x4f\xff\x51", 0, 4096)) :]
     if frame[:4] == b"\xff\x4f\xff\x51":  # SOC, SIZ (ISO/IEC 15444-1 annex A.5.1)
         if len(frame) < 24:
             return None

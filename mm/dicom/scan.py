@@ -202,12 +202,14 @@ def scan(folder: str | Path) -> Scan:
         raise ValueError(f"folder must be an existing folder, got {str(folder)!r}")
     rejected: list[Rejected] = []
     studies: dict[str, list[Instance]] = defaultdict(list)
+    patients: dict[str, set[str]] = defaultdict(set)
     seen: set[str] = set()
     for path in _files(root):
         try:
             if path.name.upper() == "DICOMDIR":
                 raise FileError("dicomdir")
             instance = read_header(path)
+            patients[instance.study_instance_uid].add(instance.patient_id)
             if instance.sop_instance_uid in seen:
                 raise FileError("duplicate_instance")
         except DicomError as error:
@@ -217,7 +219,7 @@ def scan(folder: str | Path) -> Scan:
         studies[instance.study_instance_uid].append(instance)
     kept: list[Study] = []
     for study_uid, instances in sorted(studies.items()):
-        if len({item.patient_id for item in instances}) > 1:
+        if len(patients[study_uid]) > 1:
             rejected += [Rejected(item.path, "two_patients") for item in instances]
             continue
         by_series: dict[str, list[Instance]] = defaultdict(list)

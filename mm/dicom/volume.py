@@ -15,7 +15,7 @@ MAX_VOXELS: Final = 1 << 30
 Units = Literal["HU", "arbitrary"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """Voxels with their place in the patient.
 
@@ -66,7 +66,7 @@ class Volume:
         return float(z), float(y), float(x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Image:
     """A radiograph: bright is dense (MONOCHROME1 is inverted), patient's left on the right where it is known.
 

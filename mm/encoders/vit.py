@@ -75,7 +75,7 @@ class ViTEncoder(Encoder):
         patch: int | None = 16,
         width: int | None = 160,
         depth: int | None = 5,
-        heads: int | None = 4,
+        heads: int | None = 2,
         stem: Literal["conv", "patch"] = "conv",
         token_grid: tuple[int, int] = (8, 8),
         pretrained: bool = False,

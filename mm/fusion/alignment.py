@@ -86,9 +86,7 @@ class CrossModalAlignment(nn.Module):
         pooled = [masked_mean(self.norm(item.values), item.mask) for item in (first, second)]
         return self.matches(torch.cat(pooled, dim=-1)).float()[:, 0]  # type: ignore[no-any-return]
 
-    def matching_loss(
-        self, first: Tokens, second: Tokens, *, similarity: Float[Tensor, "B B"]
-    ) -> Float[Tensor, ""]:
+    def matching_loss(self, first: Tokens, second: Tokens, *, similarity: Float[Tensor, "B B"]) -> Float[Tensor, ""]:
         """Pairs against hard negatives of both sides (Li et al. 2021, ALBEF, section 3.2).
 
         Args:
@@ -107,9 +105,8 @@ class CrossModalAlignment(nn.Module):
         wrong_second = torch.multinomial(weights.softmax(1), 1)[:, 0]
         wrong_first = torch.multinomial(weights.T.softmax(1), 1)[:, 0]
         right = torch.arange(len(own), device=own.device)
-        logits = self.match(
-            select(first, torch.cat([right, right, wrong_first])), select(second, torch.cat([right, wrong_second, right]))
-        )
+        firsts, seconds = torch.cat([right, right, wrong_first]), torch.cat([right, wrong_second, right])
+        logits = self.match(select(first, firsts), select(second, seconds))
         labels = torch.zeros_like(logits)
         labels[: len(own)] = 1
         return F.binary_cross_entropy_with_logits(logits, labels)

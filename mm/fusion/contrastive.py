@@ -1,13 +1,13 @@
 """Contrastive losses on unit vectors: symmetric InfoNCE, and InfoNCE with a squared distance beside it."""
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 
 class LogitScale(nn.Module):
@@ -96,5 +96,23 @@ def _gather(first: Tensor, second: Tensor, real: Tensor) -> tuple[Tensor, Tensor
         return first, second, real, 0
     flags = [torch.empty_like(real) for _ in range(dist.get_world_size())]
     dist.all_gather(flags, real)
-    gathered = (torch.cat(all_gather(item.contiguous())) for item in (first, second))
-    return *gathered, torch.cat(flags), dist.get_rank() * len(first)
+    all_first, all_second = (_GatherRows.apply(item.contiguous()) for item in (first, second))
+    return all_first, all_second, torch.cat(flags), dist.get_rank() * len(first)
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks; what the other ranks' losses say of this rank's rows comes back to it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.number = len(rows)
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows)
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        dist.all_reduce(total)
+        start = dist.get_rank() * ctx.number
+        return total[start : start + ctx.number]

@@ -6,6 +6,8 @@ what lies under the diaphragm's dome. All of it is written so that a volume need
 planar [Y X] and axial [Z] fields: no root or exponential is ever taken voxel by voxel, but for the heart.
 """
 
+# ruff: noqa: F821  # axis names in shapes
+
 import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -48,7 +50,7 @@ class Lattice:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Points (z, y, x)."""
-        return (len(self.z), *self.x.shape)  # type: ignore[return-value]
+        return (len(self.z), *self.x.shape)
 
     @property
     def voxel_mm3(self) -> float:
@@ -62,7 +64,7 @@ class Lattice:
 
     def index(self, points: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
         """Index coordinates (z, y, x) of body points (x, y, z)."""
-        return points @ self.to_index[:, :3].T + self.to_index[:, 3]
+        return np.asarray(points @ self.to_index[:, :3].T + self.to_index[:, 3])
 
     def box(self, low: tuple[float, float, float], high: tuple[float, float, float]) -> Slices:
         """Index box around the body box low..high (x, y, z); may be empty."""
@@ -141,12 +143,12 @@ class Anatomy:
 
     @property
     def floor(self) -> float:
-        """z of the deepest lung."""
+        """Height of the deepest lung."""
         return min(self.dome) - 50.0
 
     @property
     def middle_mm(self) -> float:
-        """z of the middle of the lungs."""
+        """Height of the middle of the lungs."""
         return (self.apex + self.floor) / 2 - 4.0
 
     @property
@@ -166,12 +168,12 @@ class Anatomy:
 
     @property
     def arch_z(self) -> float:
-        """z at which the aorta's arch starts."""
+        """Height at which the aorta's arch starts."""
         return hilum(self, "left")[2] + 22.0
 
-    def dome_of(self, side: str) -> float:
-        """z of a dome in this visit."""
-        return self.dome[BODY_SIDES.index(side)] + self.rise[BODY_SIDES.index(side)]  # type: ignore[arg-type]
+    def dome_of(self, side: BodySide) -> float:
+        """Height of a dome in this visit."""
+        return self.dome[BODY_SIDES.index(side)] + self.rise[BODY_SIDES.index(side)]
 
 
 def draw_anatomy(rng: np.random.Generator, *, male: bool, habitus: float) -> Anatomy:
@@ -250,18 +252,19 @@ def heart_radius(anatomy: Anatomy, lattice: Lattice) -> Field:
     planar = x * x + y * y
     axial = ((lattice.z - np.float32(z0)) / np.float32(c)) ** 2
     square = axial[:, None, None] + planar
-    return np.sqrt(square, out=square)
+    return np.asarray(np.sqrt(square, out=square))
 
 
 def dome_plane(anatomy: Anatomy, side: BodySide, lattice: Lattice) -> Plane:
-    """z of the diaphragm over the plane."""
+    """Height of the diaphragm over the plane."""
     x0 = SIGN[side] * 0.46 * anatomy.half_width
     u = (lattice.x - np.float32(x0)) / np.float32(SIGN[side] * 0.54 * anatomy.half_width)
     # Towards the middle the domes meet in the central tendon.
     u = np.maximum(u, np.float32(-0.5) * u)
     v = (lattice.y + np.float32(12.0)) / np.float32(anatomy.half_depth)
     back = np.maximum(v, 0)
-    return np.float32(anatomy.dome_of(side)) - np.float32(38.0) * u * u - np.float32(16.0) * v * v - 22 * back * back
+    drop = np.float32(38.0) * u * u + np.float32(16.0) * v * v + np.float32(22.0) * back * back
+    return np.asarray(np.float32(anatomy.dome_of(side)) - drop)
 
 
 def middle_plane(anatomy: Anatomy, side: BodySide, lattice: Lattice) -> Plane:
@@ -275,8 +278,10 @@ def middle_plane(anatomy: Anatomy, side: BodySide, lattice: Lattice) -> Plane:
     np.maximum(middle, spine, out=middle)
     if side == "left":
         x0, y0, aorta = anatomy.descending_aorta
-        np.maximum(middle, np.float32(aorta + 1.5) - np.hypot(lattice.x - np.float32(x0), y - np.float32(y0)), out=middle)
-    return middle
+        np.maximum(
+            middle, np.float32(aorta + 1.5) - np.hypot(lattice.x - np.float32(x0), y - np.float32(y0)), out=middle
+        )
+    return np.asarray(middle)
 
 
 @dataclass(frozen=True)
@@ -410,9 +415,7 @@ def rib_drop(anatomy: Anatomy, angle: np.ndarray) -> np.ndarray:
     return np.asarray(anatomy.rib_drop * np.sin(0.5 * np.minimum(angle, 2.6)) ** 2)
 
 
-def rib_points(
-    anatomy: Anatomy, side: BodySide, rib: int, angle: Float[np.ndarray, "N"]
-) -> Float[np.ndarray, "N 3"]:
+def rib_points(anatomy: Anatomy, side: BodySide, rib: int, angle: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N 3"]:
     """Centre line of a rib (0 is the first) at angles from the spine (0) to the sternum (pi)."""
     z = anatomy.rib_top - anatomy.rib_pitch * rib - rib_drop(anatomy, angle)
     scale = np.maximum(narrowing(anatomy, z), 0.05)
@@ -440,7 +443,7 @@ class Waves:
         left = np.concatenate([np.sin(axial), np.cos(axial)], 1)
         right = np.concatenate([np.cos(planar), np.sin(planar)], 0)
         left *= np.float32(math.sqrt(2.0 / len(vectors)))
-        return (left @ right).reshape(lattice.shape)
+        return np.asarray((left @ right).reshape(lattice.shape))
 
 
 def draw_waves(rng: np.random.Generator, *, wavelength_mm: tuple[float, float], count: int = 20) -> Waves:

@@ -1,16 +1,17 @@
 """Which findings a patient has, where, and how they come and go over the visits; with the exact truth."""
 
+# ruff: noqa: F821  # axis names in shapes
+
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from mm.batch import FindingTruth
 from mm.ontology import finding
 from mm.phantom.anatomy import (
     BODY_SIDES,
-    SIGN,
     Anatomy,
     BodySide,
     Cavity,
@@ -194,7 +195,7 @@ def _draw_pneumothorax(
     rng: np.random.Generator, plan: Plan, sides: dict[BodySide, Side]
 ) -> list[tuple[Pneumothorax, ...]]:
     side, percent = BODY_SIDES[int(rng.integers(2))], _draw_log(rng, TABLE.pneumothorax_percent)
-    visits = []
+    visits: list[tuple[Pneumothorax, ...]] = []
     for index, size in enumerate(plan.sizes(percent, cap=100 * TABLE.prior_share)):
         if size is None:
             visits.append(())
@@ -345,7 +346,7 @@ def _place_nodule(
 ) -> Float[np.ndarray, "3"] | None:
     # A large prior may touch the wall; the current one keeps clear of it as long as there is any room.
     for need in (1.2 * widest + 3.0, 1.2 * radius + 3.0, 1.2 * radius, 0.5 * radius):
-        fits: Bool[np.ndarray, "N"] = margin > need
+        fits = margin > need
         if fits.any():
             slack = float(min(margin[fits].min() - need, 3.0))
             return np.asarray(points[int(rng.choice(np.flatnonzero(fits)))] + rng.uniform(-slack, slack, 3) / 2)

@@ -15,7 +15,6 @@ from mm.phantom.anatomy import (
     Field,
     Lattice,
     Slices,
-    Tubes,
     cage_plane,
     dome_plane,
     heart_radius,
@@ -23,9 +22,9 @@ from mm.phantom.anatomy import (
     narrowing,
     rib_drop,
 )
-from mm.phantom.findings import Fracture, Lesions, Plaque
+from mm.phantom.findings import Fracture, Plaque
 from mm.phantom.lungs import AIR_HU, Bits, bit, fill
-from mm.phantom.paint import blend, disc, ellipsoid, span, splat
+from mm.phantom.paint import blend, disc, ellipsoid, span
 from mm.phantom.patient import Patient, Scanner
 from mm.phantom.table import TABLE
 
@@ -62,9 +61,7 @@ def scanner_lattice(scanner: Scanner) -> Lattice:
     y = to_body[1, 1] * row + to_body[1, 2] * column + to_body[1, 3]
     z = to_body[2, 0] * np.arange(nz) + to_body[2, 3]
     to_index = np.linalg.inv(to_body)[:3]
-    return Lattice(
-        x.astype(np.float32), y.astype(np.float32), z.astype(np.float32), scanner.spacing_mm, to_index
-    )
+    return Lattice(x.astype(np.float32), y.astype(np.float32), z.astype(np.float32), scanner.spacing_mm, to_index)
 
 
 def render_ct(patient: Patient, visit_index: int, *, noise: bool = True) -> Rendered:
@@ -85,7 +82,7 @@ def render_ct(patient: Patient, visit_index: int, *, noise: bool = True) -> Rend
     lattice = scanner_lattice(scanner)
     bits = np.zeros(lattice.shape, np.int32)
     voxels = _wall(anatomy, lattice)
-    _inside(anatomy, lesions, lattice, voxels)
+    _inside(anatomy, lattice, voxels)
     _heart(anatomy, lattice, voxels, bits)
     _great_vessels(anatomy, lattice, voxels)
     _bones(anatomy, lattice, voxels)
@@ -134,9 +131,7 @@ def _wall(anatomy: Anatomy, lattice: Lattice) -> Field:
     return share
 
 
-def _soft(
-    radius: np.ndarray, scale: np.ndarray, unit: np.ndarray, soft: float, *, offset: float = 0.0
-) -> Field:
+def _soft(radius: np.ndarray, scale: np.ndarray, unit: np.ndarray, soft: float, *, offset: float = 0.0) -> Field:
     """Share of each voxel within `offset` mm of the surface radius = scale(z)."""
     slope = (unit * (-1.0 / soft)).astype(np.float32)
     planar = (radius * slope + (0.5 + offset / soft)).astype(np.float32)
@@ -150,7 +145,7 @@ def _cage_box(anatomy: Anatomy, lattice: Lattice, low: float, high: float, *, ma
     return lattice.box((-wide, -deep, low), (wide, deep, high))
 
 
-def _inside(anatomy: Anatomy, lesions: Lesions, lattice: Lattice, voxels: Field) -> None:
+def _inside(anatomy: Anatomy, lattice: Lattice, voxels: Field) -> None:
     """Mediastinal fat above the diaphragm, liver, spleen and stomach below."""
     box = _cage_box(anatomy, lattice, -400.0, anatomy.apex)
     part = lattice.crop(box)
@@ -280,9 +275,7 @@ def _bones(anatomy: Anatomy, lattice: Lattice, voxels: Field) -> None:
     share = np.clip((1.0 - np.hypot(part.x / 17.0, (part.y - front) / 5.5)) * 5.5 / part.soft_mm + 0.5, 0.0, 1.0)
     blend(voxels[box], share * span(part.z, anatomy.dome[0] + 6.0, anatomy.apex - 24.0, 6.0), 210.0)
     for sign in SIGN.values():
-        box = lattice.box(
-            (min(sign * 62.0, sign * 145.0), 0.0, 0.0), (max(sign * 62.0, sign * 145.0), 400.0, 400.0)
-        )
+        box = lattice.box((min(sign * 62.0, sign * 145.0), 0.0, 0.0), (max(sign * 62.0, sign * 145.0), 400.0, 400.0))
         part = lattice.crop(box)
         cage, unit = cage_plane(anatomy, part)
         depth = (cage - 0.93) * unit - (anatomy.wall + 3.0)

@@ -26,7 +26,7 @@ from mm.dicom.volume import Image, Volume
 from mm.phantom import text
 from mm.phantom.ct import render_ct
 from mm.phantom.instances import Header, dx_stored
-from mm.phantom.patient import Machine, Patient, draw_patient
+from mm.phantom.patient import Patient, draw_patient
 from mm.phantom.questions import questions
 from mm.phantom.record import render_record
 from mm.phantom.sound import render_sounds
@@ -200,23 +200,15 @@ def visit_sample(patient: Patient, visit: int, findings: tuple[FindingTruth, ...
 def image_sample(patient: Patient, findings: Sequence[FindingTruth]) -> Radiograph:
     """The radiograph on the image grid, its masks, and where each finding lies on it."""
     rendered = render_xray(patient)
-    spacing = patient.machine.spacing_mm
-    image = Image(dx_stored(rendered.pixels).astype(np.float32), (spacing, spacing), "", view="PA")
+    image = Image(dx_stored(rendered.pixels).astype(np.float32), rendered.spacing_mm, "", view="PA")
+    height, width = rendered.pixels.shape
     centers = tuple(
         None
         if item.image_center_mm is None
-        else fit_point(pixel(patient.machine, item.image_center_mm), patient.machine.shape, IMAGE_GRID)
+        else fit_point(rendered.pixel(item.image_center_mm), (height, width), IMAGE_GRID)
         for item in findings
     )
     return Radiograph(fit_image(image, IMAGE_GRID), fit_bits(rendered.bits, IMAGE_GRID).astype(np.int16), centers)
-
-
-def pixel(machine: Machine, point_mm: tuple[float, float]) -> tuple[float, float]:
-    """Pixel (y, x) of a patient point (x, z); the patient's left is on the right, the head is up."""
-    height, width = machine.shape
-    x = (point_mm[0] - machine.center_mm[0]) / machine.spacing_mm + (width - 1) / 2
-    y = (machine.center_mm[1] - point_mm[1]) / machine.spacing_mm + (height - 1) / 2
-    return y, x
 
 
 def _rng(patient: Patient, stream: int = 9) -> np.random.Generator:

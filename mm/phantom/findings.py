@@ -118,7 +118,7 @@ def effusion_field(lattice: Lattice, cavity: Cavity, *, upright: bool) -> Field:
     level *= np.float32(0.75)
     level += np.float32(y_weight) * lattice.y
     level -= np.float32(z_weight) * lattice.z[:, None, None]
-    return level
+    return np.asarray(level)
 
 
 def pneumothorax_field(lattice: Lattice, cavity: Cavity, *, upright: bool) -> Field:
@@ -128,7 +128,7 @@ def pneumothorax_field(lattice: Lattice, cavity: Cavity, *, upright: bool) -> Fi
     level *= np.float32(0.85)
     level -= np.float32(y_weight) * lattice.y
     level += np.float32(z_weight) * lattice.z[:, None, None]
-    return level
+    return np.asarray(level)
 
 
 def opacity_waves(opacity: Opacity) -> Waves:
@@ -156,7 +156,7 @@ def opacity_field(opacity: Opacity, lattice: Lattice) -> Field:
 def opacity_reach(opacity: Opacity) -> float:
     """Radius in mm of a ball that holds the opacity even where the lung's wall cuts much of it off."""
     ball = (opacity.volume_ml * 1e3 * 0.75 / math.pi) ** (1 / 3)
-    return 1.5 * ball * max(opacity.axes) + 2.5 * opacity.roughness_mm
+    return float(1.5 * ball * max(opacity.axes) + 2.5 * opacity.roughness_mm)
 
 
 def emphysema_field(emphysema: Emphysema, lattice: Lattice) -> Field:
@@ -171,9 +171,7 @@ def emphysema_field(emphysema: Emphysema, lattice: Lattice) -> Field:
     return values
 
 
-def threshold(
-    values: Field, weight: Field, *, amount: float, soft: float
-) -> float:
+def threshold(values: Field, weight: Field, *, amount: float, soft: float) -> float:
     """The level above which a field holds a given amount.
 
     Args:
@@ -200,7 +198,7 @@ def threshold(
         if abs(excess) < 1e-3 * amount or slope <= 0.0:
             break
         cut += float(np.clip(excess / slope, -2.0 * soft, 2.0 * soft))
-    return cut
+    return float(cut)
 
 
 def region(values: Field, cut: float, soft: float) -> Field:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt16
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 TODAY: Final = date(2026, 6, 30)
 """Date of every current visit; priors lie before it."""
@@ -179,15 +179,16 @@ def dx_instance(
 
 def dx_stored(pixels: Float[np.ndarray, "Y X"]) -> UInt16[np.ndarray, "Y X"]:
     """The stored values of a radiograph between 0 and 1."""
-    return np.rint(pixels.clip(0, 1) * DX_STEPS).astype("<u2")
+    stored: UInt16[np.ndarray, "Y X"] = np.rint(pixels.clip(0, 1) * DX_STEPS).astype("<u2")
+    return stored
 
 
-def _common(header: Header, *, modality: str, sop_class: str) -> FileDataset:
+def _common(header: Header, *, modality: str, sop_class: UID) -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = sop_class
-    meta.MediaStorageSOPInstanceUID = uid("placeholder")
+    meta.MediaStorageSOPInstanceUID = UID(uid("placeholder"))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = IMPLEMENTATION_UID
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
     meta.ImplementationVersionName = "MM_PHANTOM_1"  # pydicom's own would change the bytes with its version
     dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     day = header.study_date.strftime("%Y%m%d")

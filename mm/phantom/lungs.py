@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float, Int32
 
 from mm.ontology import INDEX
 from mm.phantom.anatomy import (
@@ -64,9 +64,7 @@ def bit(code: str) -> int:
     return 1 << INDEX[code]
 
 
-def fill(
-    anatomy: Anatomy, lesions: Lesions, side: BodySide, lattice: Lattice, *, upright: bool, details: bool
-) -> Lung:
+def fill(anatomy: Anatomy, lesions: Lesions, side: BodySide, lattice: Lattice, *, upright: bool, details: bool) -> Lung:
     """Fills one pleural cavity.
 
     Args:
@@ -135,9 +133,7 @@ def _parenchyma(anatomy: Anatomy, part: Lattice) -> Field:
     return np.asarray(np.maximum(hu, np.float32(LAA_HU + 15.0), out=hu))
 
 
-def _air(
-    air: Pneumothorax, part: Lattice, room: Cavity, *, upright: bool, soft: float
-) -> tuple[Field, Field]:
+def _air(air: Pneumothorax, part: Lattice, room: Cavity, *, upright: bool, soft: float) -> tuple[Field, Field]:
     values = pneumothorax_field(part, room, upright=upright)
     amount = air.percent / 100 * float(room.coverage.sum())
     cut = threshold(values, room.coverage, amount=amount, soft=soft)
@@ -150,7 +146,7 @@ def _air(
     return region(values, cut, soft), line
 
 
-def _mass(opacity: Opacity, part: Lattice, free: Field, soft: float) -> tuple[Slices, Field]:
+def _mass(opacity: Opacity, part: Lattice, free: Field, soft: float) -> tuple[Slices, Float[np.ndarray, "z y x"]]:
     reach = opacity_reach(opacity)
     x, y, z = opacity.center
     where = part.box((x - reach, y - reach, z - reach), (x + reach, y + reach, z + reach))
@@ -176,8 +172,11 @@ def _bronchi(opacity: Opacity, anatomy: Anatomy, rng: np.random.Generator) -> Tu
     ball = (opacity.volume_ml * 1e3 * 0.75 / np.pi) ** (1 / 3)
     toward = (entry - center) / max(float(np.linalg.norm(entry - center)), 1.0)
     spread = rng.normal(size=(16, 3))
-    spread *= ball * np.array(opacity.axes).max() * rng.uniform(0.6, 1.15, (16, 1)) / np.linalg.norm(
-        spread, axis=1, keepdims=True
+    spread *= (
+        ball
+        * np.array(opacity.axes).max()
+        * rng.uniform(0.6, 1.15, (16, 1))
+        / np.linalg.norm(spread, axis=1, keepdims=True)
     )
     root = center + toward * ball
     return branch(
@@ -190,9 +189,7 @@ def _bronchi(opacity: Opacity, anatomy: Anatomy, rng: np.random.Generator) -> Tu
     )
 
 
-def _destroy(
-    emphysema: Emphysema, part: Lattice, hu: Field, free: Field, vessels: Field, bits: Bits
-) -> None:
+def _destroy(emphysema: Emphysema, part: Lattice, hu: Field, free: Field, vessels: Field, bits: Bits) -> None:
     """Lowers `percent` of the aerated voxels below the limit; the number of voxels is exact."""
     aerated = free > 0.5
     candidates = aerated & (vessels < 0.02)
@@ -213,9 +210,7 @@ def _destroy(
 
 def _nodule(nodule: Nodule, part: Lattice, hu: Field, bits: Bits) -> None:
     half = nodule.diameter_mm / 2
-    where, share = ellipsoid(
-        part, nodule.center, (half * nodule.axes[0], half * nodule.axes[1], half * nodule.axes[2])
-    )
+    where, share = ellipsoid(part, nodule.center, (half * nodule.axes[0], half * nodule.axes[1], half * nodule.axes[2]))
     if share.size == 0 or share.max() <= 0.0:
         return
     blend(hu[where], share, nodule.hu)

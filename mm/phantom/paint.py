@@ -1,5 +1,7 @@
 """Partial volume: what share of each voxel a tube, an ellipsoid or a disc takes."""
 
+# ruff: noqa: F821  # axis names in shapes
+
 import math
 
 import numpy as np

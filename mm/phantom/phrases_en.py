@@ -108,6 +108,12 @@ GRADES: Final[dict[str, dict[Grade, str]]] = {
     "cardiomegaly": _SEVERITY,
     "emphysema": _SEVERITY,
     "calcification": _SEVERITY,
+    "rib_fracture": {
+        "none": "",
+        "small": "slightly displaced",
+        "moderate": "moderately displaced",
+        "large": "markedly displaced",
+    },
 }
 EXTENT: Final = _EXTENT
 

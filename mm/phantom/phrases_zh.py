@@ -93,7 +93,7 @@ _SEVERITY: Final[dict[Grade, str]] = {"none": "", "small": "轻度", "moderate":
 _AMOUNT: Final[dict[Grade, str]] = {"none": "", "small": "少量", "moderate": "中等量", "large": "大量"}
 _RANGE: Final[dict[Grade, str]] = {"none": "", "small": "小范围", "moderate": "中等范围", "large": "大范围"}
 GRADES: Final[dict[str, dict[Grade, str]]] = {
-    "nodule": {"none": "", "small": "小", "moderate": "中等大小", "large": "大"},
+    "nodule": {"none": "", "small": "小", "moderate": "中等大小", "large": "较大"},
     "consolidation": _RANGE,
     "atelectasis": _RANGE,
     "effusion": _AMOUNT,

@@ -72,7 +72,7 @@ class Table:
     fracture_only_image: float = 0.50
     calcium_mm3: Range = (5.0, 300.0)  # log
     calcium_hu: Range = (300.0, 1000.0)
-    calcium_count: tuple[float, ...] = (0.55, 0.30, 0.15)
+    calcium_count: tuple[float, ...] = (0.35, 0.35, 0.30)
     wheeze_db: Range = (0.0, 20.0)
     crackle_db: Range = (0.0, 20.0)
     wheeze_hz: Range = (150.0, 800.0)
@@ -119,7 +119,7 @@ class Table:
     hu_offset: Range = (-8.0, 8.0)
     table: float = 0.85
     xray_spacing_mm: Range = (1.35, 1.5)
-    xray_noise: Range = (0.004, 0.018)
+    xray_noise: Range = (0.004, 0.012)
     xray_scatter: Range = (0.10, 0.35)
     xray_blur_px: Range = (0.3, 0.7)
 

@@ -102,8 +102,7 @@ def write_patient(root: Path, seed: int, *, split: Literal["train", "test"]) -> 
     slices = _write_ct(root, patient, 0, ct)
     facts = header(patient, 0)
     folder = root / "studies" / facts.study_instance_uid
-    spacing = patient.machine.spacing_mm
-    radiograph, content = dx_instance(facts, dx.pixels, spacing_mm=(spacing, spacing))
+    radiograph, content = dx_instance(facts, dx.pixels, spacing_mm=dx.spacing_mm)
     (folder / "dx_0001.dcm").write_bytes(content)
     for site, sound in render_sounds(patient).items():
         write_wav(folder / f"sound_{site}.wav", sound)

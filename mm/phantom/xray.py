@@ -4,6 +4,8 @@ Lungs, fluid, air and opacities are summed along the beam on a lattice that is c
 nodules and the heart are drawn on the pixels themselves. What is summed is the water-equivalent path in mm.
 """
 
+# ruff: noqa: F821  # axis names in shapes
+
 import math
 from dataclasses import dataclass
 
@@ -27,6 +29,7 @@ from mm.phantom.anatomy import (
 from mm.phantom.findings import Fracture
 from mm.phantom.lungs import Lung, bit, fill
 from mm.phantom.patient import Machine, Patient, Visit
+from mm.phantom.table import TABLE
 
 WATER_PER_MM = 0.0195
 """Linear attenuation of water at the mean energy of a chest radiograph (about 70 keV)."""
@@ -68,9 +71,7 @@ def render_xray(patient: Patient, *, noise: bool = True) -> RenderedImage:
     x = machine.center_mm[0] + (np.arange(columns, dtype=np.float32) - (columns - 1) / 2) * np.float32(step)
     z = machine.center_mm[1] - (np.arange(rows, dtype=np.float32) - (rows - 1) / 2) * np.float32(step)
     lattice = _beam_lattice(anatomy)
-    lungs = {
-        side: fill(anatomy, visit.lesions, side, lattice, upright=True, details=False) for side in BODY_SIDES
-    }
+    lungs = {side: fill(anatomy, visit.lesions, side, lattice, upright=True, details=False) for side in BODY_SIDES}
     coarse = np.zeros(lattice.shape[::2], np.float32)
     marks = np.zeros(lattice.shape[::2], np.int32)
     for lung in lungs.values():
@@ -78,7 +79,7 @@ def render_xray(patient: Patient, *, noise: bool = True) -> RenderedImage:
         coarse[where] -= _missing(lung, anatomy)
         if lung.bits.any():
             coarse[where] += _pleural_line(lung)
-        marks[where] |= _marks(lung)
+        marks[where] |= _marks(lung, visit, side)
     up, across = _interpolation(z, lattice.z), _interpolation(x, lattice.x[0])
     path = up @ coarse @ across.T
     aerated = path[::4, ::4] < -50.0
@@ -86,9 +87,11 @@ def render_xray(patient: Patient, *, noise: bool = True) -> RenderedImage:
     path += _skeleton(anatomy, x, z, visit.lesions.fractures)
     bits = marks[np.ix_(up.argmax(1), across.argmax(1))] * ((up.sum(1) > 0)[:, None] & (across.sum(1) > 0)[None])
     for side, lung in lungs.items():
-        _vessels(anatomy, side, lung, lattice, path, (x[0], z[0], step))
+        _vessels(anatomy, side, lung, lattice, path, (float(x[0]), float(z[0]), step))
     _draw(visit, x, z, path, bits)
-    pixels = _expose(path, aerated, machine, np.random.Generator(np.random.SFC64([patient.seed, 17])) if noise else None)
+    pixels = _expose(
+        path, aerated, machine, np.random.Generator(np.random.SFC64([patient.seed, 17])) if noise else None
+    )
     return RenderedImage(pixels, bits.astype(np.int32), (step, step), (float(x[0]), float(z[0])))
 
 
@@ -120,12 +123,14 @@ def _pleural_line(lung: Lung) -> Float[np.ndarray, "Z X"]:
     return np.asarray(7.0 * line, dtype=np.float32)
 
 
-def _marks(lung: Lung) -> Int32[np.ndarray, "Z X"]:
+def _marks(lung: Lung, visit: Visit, side: BodySide) -> Int32[np.ndarray, "Z X"]:
+    """Masks of what the truth says the radiograph shows on this side."""
+    shown = {item.code for item in visit.findings if item.side == side and item.image_center_mm is not None}
     marks = np.zeros((lung.bits.shape[0], lung.bits.shape[2]), np.int32)
     if lung.bits.any():
-        for code, least in SEEN_MM.items():
+        for code in shown & SEEN_MM.keys():
             length = ((lung.bits & bit(code)) > 0).sum(1) * COARSE_MM[1]
-            marks |= np.where(length >= least, bit(code), 0).astype(np.int32)
+            marks |= np.where(length >= SEEN_MM[code], bit(code), 0).astype(np.int32)
     return marks
 
 
@@ -233,7 +238,7 @@ def _vessels(
 
 
 def _draw(visit: Visit, x: Float[np.ndarray, "X"], z: Float[np.ndarray, "Z"], path: Pixels, bits: np.ndarray) -> None:
-    """Nodules on the image, and the masks of what has no path of its own, in place."""
+    """Nodules and swellings, and the masks of what has no path of its own, in place."""
     anatomy = visit.anatomy
     for nodule in visit.lesions.nodules:
         half = nodule.diameter_mm / 2
@@ -241,17 +246,17 @@ def _draw(visit: Visit, x: Float[np.ndarray, "X"], z: Float[np.ndarray, "Z"], pa
         rho = ((x - nodule.center[0]) / a)[None] ** 2 + ((z - nodule.center[2]) / c)[:, None] ** 2
         chord = 2.0 * b * np.sqrt(np.maximum(1.0 - rho, 0.0))
         path += (chord * (nodule.hu - anatomy.lung_hu) / 1000.0).astype(np.float32)
-    shown = {item.code for item in visit.findings if item.image_center_mm is not None}
-    for code in SEEN_MM:
-        if code not in shown:
-            bits &= ~bit(code)
+    for crack in visit.lesions.fractures:
+        # The part of the blood around a break that bulges into the lung.
+        rho = ((x - crack.center[0])[None] ** 2 + (z - crack.center[2])[:, None] ** 2) / crack.swelling_mm**2
+        path += (0.9 * crack.swelling_mm * np.sqrt(np.maximum(1.0 - rho, 0.0))).astype(np.float32)
     for item in visit.findings:
         if item.image_center_mm is None or item.code not in ("nodule", "rib_fracture"):
             continue
         radius = 8.0 if item.code == "rib_fracture" else max(0.5 * (item.size or 0.0), 2.0)
         near = (x - item.image_center_mm[0])[None] ** 2 + (z - item.image_center_mm[1])[:, None] ** 2 < radius**2
         bits[near] |= 1 << INDEX[item.code]
-    if "cardiomegaly" in shown:
+    if anatomy.ratio > TABLE.cardiothoracic_limit:
         (x0, _, z0), (a, _, c) = anatomy.heart, anatomy.heart_axes
         bits[((x - x0) / a)[None] ** 2 + ((z - z0) / c)[:, None] ** 2 < 1.0] |= bit("cardiomegaly")
 

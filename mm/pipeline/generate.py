@@ -15,7 +15,7 @@ from mm.dicom.resample import unfit_point
 from mm.pipeline.case import Case, Sealed
 from mm.pipeline.stage import Stage
 from mm.report.evidence import key_radiograph, key_slice, ring_mm
-from mm.report.schema import Domain, KeyImage, ModelIdentity, Report, ReportedFinding, ReportedSentence
+from mm.report.schema import Domain, KeyImage, ModelIdentity, Report, ReportedFinding, ReportedSentence, Size
 from mm.report.text import fill
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class GenerateReport(Stage):
     def _report(self, case: Case, generated: list[GeneratedReport]) -> Report:
         detected = [_rounded(item) for item in generated[0].findings]
         findings = tuple(locate(item, case) for item in detected)
-        days = min((item.days for item in case.inputs.volumes[1:]), default=None)
+        days = min((float(item.days) for item in case.inputs.volumes[1:]), default=None)
         sentences = tuple(
             ReportedSentence(
                 language=report.language,
@@ -167,8 +167,7 @@ def locate(detected: DetectedFinding, case: Case) -> ReportedFinding:
         probability=detected.probability,
         side=detected.side,
         center_mm=center,
-        size=size,
-        unit=None if measure is None else measure.unit,
+        size=None if size is None or measure is None else Size(size, measure.unit),
         size_mm=size if measure is not None and measure.unit == "mm" else None,
         grade=ontology.grade(detected.code, size),
         change=detected.change,
@@ -182,7 +181,7 @@ def locate(detected: DetectedFinding, case: Case) -> ReportedFinding:
 def illustrate(index: int, finding: ReportedFinding, case: Case) -> list[KeyImage]:
     """The key slice and the radiograph of a finding, those that there are."""
     images = []
-    radius = ring_mm(finding.code, finding.size, finding.unit)
+    radius = ring_mm(finding.code, finding.size)
     stack = case.inputs.volumes[0].stack if case.inputs.volumes else None
     if finding.center_mm is not None and stack is not None:
         images.append(key_slice(stack, finding=index, code=finding.code, center_mm=finding.center_mm, radius_mm=radius))

@@ -105,7 +105,9 @@ def open_ledger(out: Path) -> Iterator[Ledger]:
         ValueError: Another run is writing there.
         OSError: No right to write.
     """
-    with (out / "private" / "lock").open("w") as file:
+    lock = out / "private" / "lock"
+    lock.touch(mode=0o600)
+    with lock.open("w") as file:
         if sys.platform != "win32":
             import fcntl
 

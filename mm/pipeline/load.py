@@ -118,7 +118,8 @@ class LoadPriors(LoadStage):
             volumes.append(LoadedVolume(resample(volume, sealed.grid), prior.days, None))
             series.append(_facts(chosen, volume, role="prior", days=prior.days))
         told = replace(inputs, volumes=tuple(volumes), series=tuple(series))
-        return told.tell("priors", count=len(volumes) - 1, reason=reason)
+        count = len(volumes) - 1
+        return told.tell("priors", count=count, reason=reason or (None if count else "no_earlier_study"))
 
 
 class LoadImage(LoadStage):
@@ -198,7 +199,7 @@ class LoadRecord(LoadStage):
         except ValueError as error:
             raise InputError("record_layout") from error
         detail = tuple(
-            f"{item.name} {record.values[item.name]:.4g} {item.unit}"
+            f"{item.name} {_short(record.values[item.name])} {item.unit}"
             for item in ontology.MEASUREMENTS
             if item.name in record.values and item.name != "age"  # a very old age can tell who it is
         )
@@ -302,6 +303,10 @@ def read_sound(path: Path, *, rate: int, max_seconds: float) -> Float[np.ndarray
     if given != rate:
         mono = torchaudio.functional.resample(torch.from_numpy(mono), given, rate).numpy()
     return mono
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def _facts(series: Series, volume: Volume, *, role: str, days: int) -> SeriesUsed:

@@ -11,7 +11,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mm.pipeline.ledger import Line
 
-
 Tell: TypeAlias = Callable[[Line, bool], None]
 """Called once a study with what became of it, and whether this run did it (not an earlier one)."""
 

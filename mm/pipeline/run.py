@@ -209,12 +209,16 @@ def _failure(error: Exception) -> Failure:
 def _nothing(directory: Path, found: Scan, built: Built) -> str:
     reasons = Counter(item.reason for item in found.rejected)
     counts = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-    files = f"; {len(found.rejected)} files are refused ({counts})" if reasons else ""
-    what = f"{len(found.studies)} studies" if found.studies else "no DICOM study"
+    files = f"; {_count(len(found.rejected), 'file', 'files')} not read ({counts})" if reasons else ""
+    what = _count(len(found.studies), "study", "studies") if found.studies else "no DICOM study"
     return (
         f"nothing to report in {directory}: {what}, none with {built.pipeline.wanted()}{files};"
         " `mm scan` lists every file"
     )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _warn_of_rejected(found: Scan) -> None:
@@ -224,4 +228,4 @@ def _warn_of_rejected(found: Scan) -> None:
     )
     if told:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(told.items()))
-        logger.warning("%d files are not read (%s); `mm scan` lists them", told.total(), counts)
+        logger.warning("not read: %s (%s); `mm scan` lists them", _count(told.total(), "file", "files"), counts)

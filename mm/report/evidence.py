@@ -8,7 +8,7 @@ from jaxtyping import Float, Int16, UInt8
 from PIL import Image as Picture
 
 from mm.dicom.volume import Image, Volume
-from mm.report.schema import KeyImage
+from mm.report.schema import KeyImage, Size
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,16 @@ class Stack:
         return int(np.clip(round(self.to_index(point_mm)[0]), 0, self.voxels.shape[0] - 1))
 
 
-def ring_mm(code: str, size: float | None, unit: str | None) -> float:
+def ring_mm(code: str, size: Size | None) -> float:
     """Radius of the ring around a finding: its own extent and some room, 8 to 75 mm."""
     if code in REACH_MM:
         return REACH_MM[code]
     if size is None:
         return 25.0
-    if unit == "mm":
-        extent = size / 2
-    elif unit == "ml":  # the radius of a ball of that volume
-        extent = 10 * (3 * size / (4 * np.pi)) ** (1 / 3)
+    if size.unit == "mm":
+        extent = size.value / 2
+    elif size.unit == "ml":  # the radius of a ball of that volume
+        extent = 10 * (3 * size.value / (4 * np.pi)) ** (1 / 3)
     else:
         extent = 20.0
     return float(np.clip(1.4 * extent + 4, 8.0, 75.0))

@@ -13,6 +13,7 @@ from mm.report.schema import KeyImage
 
 MARK: Final = "#ffd43b"
 HALO: Final = "rgba(0,0,0,.55)"
+SHADE: Final = "rgba(0,0,0,.8)"
 DETAIL_RADII: Final = 2.2
 SMALLEST_DETAIL: Final = 24.0
 """Half the side of the detail, in ring radii and at least in pixels."""
@@ -39,7 +40,7 @@ def overview(image: KeyImage, picture: str, *, title: str) -> str:
         title: Read out by a screen reader.
     """
     height, width = image.pixels.shape
-    side = max(height, width)
+    side = float(max(height, width))
     left, top = (width - side) / 2, (height - side) / 2
     return _svg(image, picture, (left, top, side), title, edges=True)
 
@@ -104,5 +105,5 @@ def _scale(left: float, top: float, side: float, mm_per_pixel: float) -> str:
 def _text(text: str, x: float, y: float, height: float, anchor: str) -> str:
     return (
         f'<text x="{x:.2f}" y="{y:.2f}" font-size="{height:.2f}" text-anchor="{anchor}" fill="#fff" '
-        f'stroke="{HALO}" stroke-width="{height / 6:.2f}" paint-order="stroke">{text}</text>'
+        f'stroke="{SHADE}" stroke-width="{height / 4:.2f}" stroke-linejoin="round" paint-order="stroke">{text}</text>'
     )

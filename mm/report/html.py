@@ -94,6 +94,10 @@ class _Page:
             told += f'<div class="domain {model.domain}" role="note">{self.label(model.domain)}</div>'
         return told
 
+    def tag(self) -> str:
+        """On what a reader may take out of the page: that the model doesn't know such patients."""
+        return f'<span class="tag">{self.label("tag")}</span>' if self.report.model.domain == "outside" else ""
+
     def header(self) -> str:
         """Title, study key, and the switch of languages."""
         switch = "".join(f'<label for="lang-{item}">{LANGUAGE_NAMES[item]}</label>' for item in self.languages)
@@ -109,7 +113,7 @@ class _Page:
         if not sentences:
             return ""
         told = "".join(f'<p lang="{item.language}">{escape(_without_label(item.text))}</p>' for item in sentences)
-        return f'<section class="impression"><h2>{self.label("impression")}</h2>{told}</section>'
+        return f'<section class="impression"><h2>{self.label("impression")}{self.tag()}</h2>{told}</section>'
 
     def text(self) -> str:
         """The sentences in the order they were written, each with the number of its finding."""
@@ -149,7 +153,7 @@ class _Page:
         content += self._absent("absent", [item for item in absent if item.sources], shown=True)
         content += self._absent("unassessed", [item for item in absent if not item.sources], shown=False)
         content += f'<p class="small">{self.label("threshold")}</p>'
-        return f"<section><h2>{self.label('findings')}</h2>{content}</section>"
+        return f"<section><h2>{self.label('findings')}{self.tag()}</h2>{content}</section>"
 
     def _row(self, index: int, item: ReportedFinding) -> str:
         change = self.pair(CHANGES[item.change])
@@ -190,7 +194,7 @@ class _Page:
             + "</span>"
             for item in items
         )
-        return f'<div class="absent{"" if shown else " un"}">{self.label(key)}: {chips}</div>'
+        return f'<div class="absent{"" if shown else " un"}"><span>{self.label(key)}:</span> {chips}</div>'
 
     def gallery(self) -> str:
         """The key images; a picture that several findings share is stored once."""
@@ -259,10 +263,14 @@ def _technique(image: KeyImage, item: ReportedFinding, language: Language) -> st
     if image.level is not None:
         gap = "" if language == "zh" else " "
         window = pick(WINDOWS.get(image.window, (image.window, image.window)), language)
-        told.append(f"{window}{gap}{label('window', language)} C {image.level[0]} W {image.level[1]}")
+        told.append(f"{window}{gap}{label('window', language)} C {_number(image.level[0])} W {image.level[1]}")
     if image.place is not None and item.center_mm is not None:
-        told.append("LPS " + ", ".join(f"{value:.0f}".replace("-", "−") for value in item.center_mm) + " mm")
+        told.append("LPS " + ", ".join(map(_number, item.center_mm)) + " mm")
     return " · ".join(told)
+
+
+def _number(value: float | int) -> str:
+    return f"{value:.0f}".replace("-", "−")
 
 
 def _slice(index: int, count: int, language: Language) -> str:

@@ -14,6 +14,7 @@ from mm.report.schema import (
     ReportedFinding,
     ReportedSentence,
     SeriesUsed,
+    Size,
 )
 
 
@@ -47,7 +48,7 @@ def from_json(text: str) -> Report:
         model=ModelIdentity(**content["model"]),
         series=tuple(SeriesUsed(**_tuples(item)) for item in content["series"]),
         inputs=tuple(InputUsed(**_tuples(item)) for item in content["inputs"]),
-        findings=tuple(ReportedFinding(**_tuples(item)) for item in content["findings"]),
+        findings=tuple(_finding(item) for item in content["findings"]),
         sentences=tuple(ReportedSentence(**item) for item in content["sentences"]),
     )
 
@@ -60,6 +61,11 @@ def read_report(folder: Path) -> Report:
         OSError: There is no report.json.
     """
     return from_json((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def _finding(item: Json) -> ReportedFinding:
+    size = None if item["size"] is None else Size(**item["size"])
+    return ReportedFinding(**{**_tuples(item), "size": size})
 
 
 def _tuples(item: Json) -> Json:

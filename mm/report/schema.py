@@ -56,7 +56,8 @@ class InputUsed:
     Attributes:
         name: Kind of input.
         used: True where the model saw it.
-        reason: Why not, as a stable word ("absent", "not_in_pipeline"), or None.
+        reason: Why not, or why not all, as a stable word ("absent", "no_earlier_study", "not_in_pipeline", or the
+            reason code of a prior that can't be read), or None.
         count: Volumes, priors, images, sounds, or known measurements.
         detail: Sound sites, measurements as "name value unit"; empty otherwise.
     """
@@ -88,6 +89,14 @@ class ModelIdentity:
 
 
 @dataclass(frozen=True)
+class Size:
+    """A number and its unit; the unit of a ratio is empty."""
+
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True)
 class ReportedFinding:
     """One instance of a finding, or the row that says that a finding is absent.
 
@@ -97,9 +106,8 @@ class ReportedFinding:
         probability: Calibrated; of this code in this study, the same for all its instances.
         side: The patient's side: "left", "right" or "none".
         center_mm: Patient LPS (x, y, z) as the scanner counts, or None without a place in the volume.
-        size: In `unit`, or None.
-        unit: Of `size`; "" for a ratio; None where the finding has no measure.
-        size_mm: `size` where the unit is mm, else None.
+        size: How large, in the unit of the finding's measure, or None.
+        size_mm: The number again where the unit is mm, else None.
         grade: "none", "small", "moderate" or "large".
         change: Against the last prior.
         slice_index: Of the key slice in the stored volume, from 0 in the order of the slice normal, or None.
@@ -113,8 +121,7 @@ class ReportedFinding:
     probability: float
     side: str
     center_mm: tuple[float, float, float] | None
-    size: float | None
-    unit: str | None
+    size: Size | None
     size_mm: float | None
     grade: str
     change: str

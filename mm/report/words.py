@@ -42,6 +42,7 @@ LABELS: Final[dict[str, tuple[str, str]]] = {
     ),
     "demonstration": ("demonstration model", "演示模型"),
     "trained": ("trained model", "训练模型"),
+    "tag": ("demonstration, out of domain", "演示，超出适用范围"),
     "outside": (
         "Demonstration model, trained on computer-made phantom patients only; this study is outside its domain. "  # noqa: ISC004
         "What follows shows how the program works and says nothing reliable about this patient.",
@@ -62,6 +63,7 @@ INPUT_NAMES: Final[dict[InputName, tuple[str, str]]] = {
 }
 REASONS: Final[dict[str, tuple[str, str]]] = {
     "absent": ("not in this study", "本检查无此资料"),
+    "no_earlier_study": ("no earlier study in the input", "输入资料中无更早的检查"),
     "not_in_pipeline": ("not read by this pipeline", "当前流程不读取"),
 }
 SIDES: Final[dict[str, tuple[str, str]]] = {"left": ("left", "左侧"), "right": ("right", "右侧"), "none": ("–", "–")}
@@ -126,7 +128,7 @@ def size(finding: ReportedFinding) -> str:
     """Size and unit as printed, or a dash."""
     if finding.size is None:
         return "–"
-    number, _, unit = ontology.format_size(finding.code, finding.size).partition(" ")
+    number, _, unit = ontology.format_size(finding.code, finding.size.value).partition(" ")
     return f"{number} {UNITS.get(unit, unit)}".strip()
 
 
@@ -150,18 +152,18 @@ def input_detail(row: InputUsed, report: Report, language: Language) -> str:
     role = {"volume": "volume", "priors": "prior", "image": "image"}[row.name]
     told = [series_facts(report, index, language) for index, item in enumerate(report.series) if item.role == role]
     left_out = [] if row.reason is None else [row.reason]
-    return " / ".join([*told, *left_out])
+    return " · ".join([*told, *left_out])
 
 
 def series_facts(report: Report, index: int, language: Language) -> str:
     """Acquisition facts of one series."""
     item = report.series[index]
-    facts = [item.modality]
+    gap = "" if language == "zh" else " "
     if item.role == "prior":
-        gap = "" if language == "zh" else " "
-        facts = [f"{item.days_before}{gap}{label('days_before', language)}"]
-    if item.role != "image":
-        gap = "" if language == "zh" else " "
+        slices = f"{item.num_slices}{gap}{label('slices', language)}"
+        return f"{item.days_before}{gap}{label('days_before', language)} ({slices})"
+    facts = [item.modality]
+    if item.role == "volume":
         facts.append(f"{item.num_slices}{gap}{label('slices', language)}")
     if item.spacing_mm:
         facts.append(" × ".join(f"{step:.2f}" for step in item.spacing_mm) + " mm")

@@ -75,7 +75,11 @@ class AlignTask(CachedTask):
         "text",
         "text_projection",
         "logit_scale",
-        *(f"{source}_{part}" for source in ("volume", "image", "audio", "record") for part in ("adapter", "projection")),
+        *(
+            f"{source}_{part}"
+            for source in ("volume", "image", "audio", "record")
+            for part in ("adapter", "projection")
+        ),
     )
 
     def __init__(self, *, lambda2: float = 0.0, matching: float = 0.5, **kwargs: Any) -> None:

@@ -46,7 +46,7 @@ class Cache:
         return unflatten({name: row.float() if row.is_floating_point() else row for name, row in rows.items()})
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Tensor]:  # noqa: ANN401
+def flatten(value: Any, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of nested dataclasses, by path."""
     if isinstance(value, Tensor):
         return {prefix.removesuffix("."): value}
@@ -113,9 +113,7 @@ def key(model: MultimodalModel, data: MultimodalData, split: Split) -> str:
 
 
 @torch.no_grad()
-def _fill(
-    model: MultimodalModel, data: MultimodalData, split: Split, *, folder: Path, start: int, size: int
-) -> None:
+def _fill(model: MultimodalModel, data: MultimodalData, split: Split, *, folder: Path, start: int, size: int) -> None:
     """Runs the encoders over the studies from `start` on and writes them shard by shard."""
     from rich.progress import track
 

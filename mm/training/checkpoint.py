@@ -323,9 +323,7 @@ def read_card(folder: Path) -> Card:
 
 def _preprocessing(folder: Path) -> Preprocessing:
     content = _read_json(folder / "preprocessing.json")
-    return Preprocessing(
-        **{**content, "grid": tuple(content["grid"]), "spacing_mm": tuple(content["spacing_mm"])}
-    )
+    return Preprocessing(**{**content, "grid": tuple(content["grid"]), "spacing_mm": tuple(content["spacing_mm"])})
 
 
 def _stored(tensor: Tensor) -> Tensor:

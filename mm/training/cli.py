@@ -1,8 +1,12 @@
 """`mm fit|validate|test|predict`: LightningCLI over the tasks, with recipes found by name and closed imports."""
 
+import difflib
+import inspect
 import logging
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         0 done, 2 usage or configuration (one line on stderr says what, where and what would be accepted).
     """
-    logging.getLogger("mm").setLevel(logging.INFO)
+    _quieten()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are forked behind it
     try:
         words, trust = prepare(arguments)
@@ -56,6 +60,17 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     cli.run()
     return 0
+
+
+def _quieten() -> None:
+    """Our own progress is logged; Lightning's tips, and warnings about its own insides, are not."""
+    logging.getLogger("mm").setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
+    warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval")
 
 
 def prepare(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -84,14 +99,37 @@ def prepare(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def one_line(message: str) -> str:
-    """The gist of a parser's error."""
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    denied = [line for line in lines if "denied by the" in line]
+    """The gist of a parser's error: where, what, and what would be accepted."""
+    denied = re.search(r"Importing '([\w.]+)'", message)
     if denied:
-        path = denied[0].partition("Importing '")[2].partition("'")[0]
-        package = path.split(".")[0]
-        return f"class {path!r} is not among the packages a YAML may import; if you trust it: --trust {package}"
-    return " ".join(lines)[:600]
+        package = denied[1].split(".")[0]
+        return f"class {denied[1]!r} is not among the packages a YAML may import; if you trust it: --trust {package}"
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
+    noise = ("Parser key", "Does not validate", "Subtypes:", "Errors:", "Given value", "Problem with given class_path")
+    gist = [line for line in lines if not line.startswith(noise) and line != "Expected a <class 'NoneType'>"]
+    if not gist or lines[0] == gist[0] or len(lines) == 1:
+        return (" ".join(lines) + _near(message))[:600]
+    classes = re.findall(r"Problem with given class_path '([\w.]+)'", message)
+    keys = re.findall(r'Parser key "([\w.]+)"', message)
+    where = classes[-1].rpartition(".")[2] if classes else keys[-1] if keys else ""
+    return ((f"{where}: " if where else "") + "; ".join(gist) + _near(message))[:600]
+
+
+def _near(message: str) -> str:
+    """Names like the one that was mistyped."""
+    typed = re.search(
+        r"(?:Option '|unrecognized arguments: --(?:trainer|data)\.|does not accept option ')(\w+)", message
+    )
+    if typed is None:
+        return ""
+    classes: list[type] = [Trainer, MultimodalData]
+    for path in re.findall(r"Problem with given class_path '([\w.]+)'", message):
+        module, _, name = path.rpartition(".")
+        if module in sys.modules:
+            classes.append(getattr(sys.modules[module], name))
+    names = {name for item in classes for base in item.__mro__ for name in inspect.signature(base).parameters}
+    close = difflib.get_close_matches(typed[1], sorted(names), n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 class TrainingCLI(LightningCLI):
@@ -114,7 +152,7 @@ class TrainingCLI(LightningCLI):
             args=words,
         )
 
-    def parse_arguments(self, parser: Any, args: Any) -> None:  # noqa: ANN401  # Lightning's signature
+    def parse_arguments(self, parser: Any, args: Any) -> None:  # Lightning's signature
         """Parses the given words and nothing else."""
         self.config = parser.parse_args(args)
 
@@ -128,7 +166,7 @@ class TrainingCLI(LightningCLI):
             self.model.model_config = plain(given)
         self.trainer = self.instantiate_trainer()
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401  # Lightning's signature
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # Lightning's signature
         """Adds what a run must have to be resumed: atomic files, and one every few minutes."""
         config = self._get(self.config_init, "trainer")
         root = Path(config.get("default_root_dir") or "runs")
@@ -194,7 +232,7 @@ def check_vocabulary(model: MultimodalModel, size: int) -> None:
         raise ValueError(f"the tokenizer has {size} ids, {' and '.join(small)}: give both the same vocab_size")
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401
+def plain(value: Any) -> Any:
     """A parsed configuration as JSON: namespaces become dicts, tuples lists, paths strings."""
     if isinstance(value, Namespace):
         return {key: plain(item) for key, item in vars(value).items()}

@@ -22,7 +22,11 @@ class JointTask(FindingsTask):
         "text",
         "text_projection",
         "logit_scale",
-        *(f"{source}_{part}" for source in ("volume", "image", "audio", "record") for part in ("adapter", "projection")),
+        *(
+            f"{source}_{part}"
+            for source in ("volume", "image", "audio", "record")
+            for part in ("adapter", "projection")
+        ),
     )
 
     def losses(self, numbered: Numbered) -> dict[str, Float[Tensor, ""]]:

@@ -8,8 +8,10 @@ from mm import ontology
 
 
 def area_under_curve(scores: Float[Tensor, " N"], labels: Bool[Tensor, " N"]) -> float | None:
-    """Probability that a positive outranks a negative, ties counting half (Hanley and McNeil 1982); None without
-    both kinds."""
+    """Probability that a positive outranks a negative, ties counting half (Hanley and McNeil 1982).
+
+    None where there is no positive or no negative.
+    """
     positives = int(labels.sum())
     negatives = len(labels) - positives
     if positives == 0 or negatives == 0:

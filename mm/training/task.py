@@ -117,7 +117,7 @@ class Task(LightningModule, ABC):
             self._seconds += time.monotonic() - self._started
             self._started = None
 
-    def train(self, mode: bool = True) -> "Task":  # noqa: FBT001, FBT002  # torch's signature
+    def train(self, mode: bool = True) -> "Task":  # torch's signature
         """Frozen parts stay in evaluation mode: their dropout and statistics must not move what is cached."""
         super().train(mode)
         for name, part in self.model.named_children():
@@ -125,7 +125,7 @@ class Task(LightningModule, ABC):
                 part.eval()
         return self
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401  # Lightning's own union is private
+    def configure_optimizers(self) -> Any:  # Lightning's own union is private
         """AdamW with a warm-up and a cosine over steps, epochs or wall time."""
         optimizer = adamw(self.model, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
 

@@ -1,5 +1,8 @@
-"""What a YAML file or a checkpoint may import. A class path is imported before its type is checked, so a
-configuration runs code: everything is denied but a few packages, and only the command line can add to them."""
+"""What a YAML file or a checkpoint may import.
+
+A class path is imported before its type is checked, so a configuration runs code: everything is denied but a few
+packages, and only the command line can add to them.
+"""
 
 from collections.abc import Sequence
 from typing import Final

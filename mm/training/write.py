@@ -65,7 +65,10 @@ class WriteTask(CachedTask):
         if asked is None or asked.target is None:
             return
         written = self._decoder().generate(replace(asked, target=None), self._memory(encoded), rows=asked.study)
-        answers = [row[:length] for row, length in zip(asked.target.values.tolist(), asked.target.lengths.tolist(), strict=True)]
+        answers = [
+            row[:length]
+            for row, length in zip(asked.target.values.tolist(), asked.target.lengths.tolist(), strict=True)
+        ]
         right = [_words(own) == _words(true) for own, true in zip(written.rows(), answers, strict=True)]
         self._right.append(torch.tensor(right))
 

@@ -172,9 +172,10 @@ def test_jpeg_is_read_and_a_codestream_of_another_size_refused(tmp_path):
 
 def test_codestream_shapes():
     assert codestream_shape(jpeg(np.zeros((10, 20), np.uint8))) == (10, 20)
-    stream = io.BytesIO()
-    Picture.fromarray(np.zeros((12, 34), np.uint8)).save(stream, "JPEG2000", no_jp2=True)
-    assert codestream_shape(stream.getvalue()) == (12, 34)
+    for bare in (True, False):
+        stream = io.BytesIO()
+        Picture.fromarray(np.zeros((12, 34), np.uint8)).save(stream, "JPEG2000", no_jp2=bare)
+        assert codestream_shape(stream.getvalue()) == (12, 34)
     assert codestream_shape(b"") is None
     assert codestream_shape(b"\xff\xd8\xff\xe0") is None
 

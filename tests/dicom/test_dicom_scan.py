@@ -146,6 +146,8 @@ def test_studies_series_and_patients_are_kept_apart(slices, tmp_path):
     found = scan(folder)
     assert [study.study_instance_uid for study in found.studies] == ["1.3"]
     assert [item.reason for item in found.rejected] == ["two_patients"] * 4
+    save(folder / "y", PIXELS, SOPInstanceUID="1.2.3.1.1", PatientID="B")  # hidden behind a known SOPInstanceUID
+    assert reasons(folder) == ["duplicate_instance", "two_patients", "two_patients", "two_patients"]
 
 
 @pytest.mark.parametrize(

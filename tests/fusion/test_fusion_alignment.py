@@ -8,10 +8,10 @@ from mm.fusion.adapters import Adapter, Projection
 from mm.fusion.alignment import CrossModalAlignment, concatenate
 
 
-def tokens(B: int, N: int, *, width: int = 16, lengths: list[int] | None = None, seed: int = 0) -> Tokens:
+def tokens(studies: int, number: int, *, width: int = 16, lengths: list[int] | None = None, seed: int = 0) -> Tokens:
     g = torch.Generator().manual_seed(seed)
-    length = torch.tensor(lengths or [N] * B)
-    return Tokens(torch.randn(B, N, width, generator=g), torch.arange(N) < length[:, None])
+    length = torch.tensor(lengths or [number] * studies)
+    return Tokens(torch.randn(studies, number, width, generator=g), torch.arange(number) < length[:, None])
 
 
 def make() -> CrossModalAlignment:

@@ -46,12 +46,12 @@ def test_contrastive_mse_is_the_weighted_sum() -> None:
 
 def test_the_scale_is_learnt_and_never_passes_its_bound() -> None:
     scale = LogitScale(temperature=0.07)
-    assert float(scale()) == pytest.approx(1 / 0.07, rel=1e-5)
+    assert scale().item() == pytest.approx(1 / 0.07, rel=1e-5)
     scale().backward()
     assert scale.log_scale.grad is not None
     with torch.no_grad():
         scale.log_scale.fill_(math.log(1e4))
-    assert float(scale()) == pytest.approx(100.0, rel=1e-5)
+    assert scale().item() == pytest.approx(100.0, rel=1e-5)
     with pytest.raises(ValueError, match="temperature"):
         LogitScale(temperature=0.001)
 

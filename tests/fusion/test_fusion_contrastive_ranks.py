@@ -23,7 +23,7 @@ def work(rank: int, path: str, results: "multiprocessing.SimpleQueue[tuple[int, 
     first = first.clone().requires_grad_()
     loss = info_nce(first, second, scale=5.0, valid=valid)
     loss.backward()
-    results.put((rank, float(loss), first.grad.tolist()))
+    results.put((rank, loss.item(), first.grad.tolist()))
     dist.destroy_process_group()
 
 
@@ -41,6 +41,6 @@ def test_ranks_are_each_others_negatives(tmp_path: object) -> None:
     first.requires_grad_()
     whole = info_nce(first, second, scale=5.0, valid=valid)
     whole.backward()
-    assert sum(loss for _, loss, _ in got) / RANKS == pytest.approx(float(whole), abs=1e-6)
+    assert sum(loss for _, loss, _ in got) / RANKS == pytest.approx(whole.item(), abs=1e-6)
     gradient = torch.cat([torch.tensor(rows) for _, _, rows in got]) / RANKS
     assert torch.allclose(gradient, first.grad, atol=1e-6)

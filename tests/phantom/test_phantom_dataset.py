@@ -5,7 +5,8 @@ import pytest
 
 from mm import ontology
 from mm.dicom.resample import IMAGE_GRID, MODEL_GRID
-from mm.phantom.dataset import PhantomDataset, labelled, patient_seed
+from mm.evaluation.labels import labels
+from mm.phantom.dataset import PhantomDataset, labelled, patient_seed, words
 from mm.phantom.patient import draw_patient
 from mm.phantom.text import finding_templates
 
@@ -93,10 +94,10 @@ def test_deterministic(dataset, samples):
 
 
 def test_language_and_split():
-    few = [PhantomDataset(studies=200, seed=4, split="test", inputs=("record",))[i] for i in range(120)]
+    few = [PhantomDataset(studies=200, seed=4, split="test", inputs=("record",))[i] for i in range(50)]
     english = np.mean([sample.language == "en" for sample in few])
-    assert english == pytest.approx(0.8, abs=0.12)
-    train = [PhantomDataset(studies=200, seed=4, split="train", inputs=("record",))[i] for i in range(120)]
+    assert english == pytest.approx(0.8, abs=0.15)
+    train = [PhantomDataset(studies=200, seed=4, split="train", inputs=("record",))[i] for i in range(50)]
     held = {
         template.text
         for template in finding_templates("en", "infection", "unknown", "none", sided=False)
@@ -107,7 +108,7 @@ def test_language_and_split():
 
 
 def test_what_no_input_shows_is_not_said():
-    heard = [PhantomDataset(studies=60, seed=4, split="train", inputs=("audio",))[i] for i in range(60)]
+    heard = [PhantomDataset(studies=30, seed=4, split="train", inputs=("audio",))[i] for i in range(30)]
     codes = {item.code for sample in heard for item in sample.truth.findings}
     assert codes == {"airflow_obstruction"}
     assert all(sample.volumes == () and sample.image is None and sample.record is None for sample in heard)
@@ -127,9 +128,18 @@ def test_without_a_prior_nothing_has_changed():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="inputs"):
-        PhantomDataset(studies=1, seed=0, split="train", inputs=("smell",))
     with pytest.raises(ValueError, match="priors"):
         PhantomDataset(studies=1, seed=0, split="train", priors=-1)
     with pytest.raises(IndexError):
         PhantomDataset(studies=1, seed=0, split="train")[1]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_rule_labeler_reads_the_truth_back_from_every_report(language):
+    for index in range(40):
+        patient = draw_patient(patient_seed(2, index))
+        days = patient.visits[1].days if len(patient.visits) > 1 else None
+        findings = labelled(patient.findings, inputs=ontology.SOURCES, compared=days is not None)
+        said = words(patient, findings, days=days, language=language, split="test")
+        read = labels(said.text, language)
+        assert {code for code, status in read.items() if status == "present"} == patient.present

@@ -1,6 +1,6 @@
 """Small real DICOM studies, and a stand-in for the model that answers from what it is given."""
 
-import datetime
+import datetime as dt
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,14 +59,14 @@ class StudyMaker:
         voxels = np.full((slices, 32, 32), -1000 + level, dtype=np.int16)
         voxels[:, 6:26, 4:28] = 40
         voxels[slices // 2 - 1 : slices // 2 + 2, 10:14, 20:24] = 900
-        made = datetime.date(2024, 6, 1) - datetime.timedelta(days=days)
+        made = dt.date(2024, 6, 1) - dt.timedelta(days=days)
         for z in range(slices):
             if z in skip:
                 continue
             write_dicom(
                 folder / f"ct_{(7 * z) % slices:03d}.dcm", CT, uid(patient, number, 1, z + 1), voxels[z],
-                PatientID=patient_id if patient_id is not None else f"PAT-{patient}", StudyInstanceUID=uid(patient, number),
-                SeriesInstanceUID=uid(patient, number, 1), Modality="CT", StudyDate=made.strftime("%Y%m%d"),
+                PatientID=patient_id if patient_id is not None else f"PAT-{patient}",
+                StudyInstanceUID=uid(patient, number), SeriesInstanceUID=uid(patient, number, 1), Modality="CT", StudyDate=made.strftime("%Y%m%d"),
                 AccessionNumber=accession, Manufacturer=manufacturer, BodyPartExamined="CHEST",
                 PixelSpacing=[8.0, 8.0], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
                 ImagePositionPatient=[-128.0, -128.0, -100.0 + 5.0 * z], SliceThickness=5.0,
@@ -80,8 +80,8 @@ class StudyMaker:
         pixels = np.tile(np.arange(60, dtype=np.int16), (80, 1))
         write_dicom(
             folder / "dx_0.dcm", DX, uid(patient, number, 2, 1), pixels,
-            PatientID=f"PAT-{patient}", StudyInstanceUID=uid(patient, number), SeriesInstanceUID=uid(patient, number, 2),
-            Modality="DX", StudyDate="20240601", AccessionNumber="", Manufacturer=manufacturer, ViewPosition="PA",
+            PatientID=f"PAT-{patient}", StudyInstanceUID=uid(patient, number),
+            SeriesInstanceUID=uid(patient, number, 2), Modality="DX", StudyDate="20240601", AccessionNumber="", Manufacturer=manufacturer, ViewPosition="PA",
             PatientOrientation=["L", "F"], ImagerPixelSpacing=[5.0, 5.0],
         )  # fmt: skip
         return folder
@@ -98,6 +98,12 @@ class StudyMaker:
 @pytest.fixture
 def studies(tmp_path: Path) -> StudyMaker:
     return StudyMaker(tmp_path / "in")
+
+
+TEXTS = {
+    "en": ("A <side> finding of <size>.", "Impression: <findings>."),
+    "zh": ("<side>侧，<size>。", "印象：<findings>。"),
+}
 
 
 class FakeModel:
@@ -120,12 +126,13 @@ class FakeModel:
                 place = (float(z), float(y), float(x))
                 findings.append(DetectedFinding("nodule", True, 0.91234567, "left", place, None, 12.3456, change))
             if batch.image is not None and bool(batch.image.present[b]):
-                findings.append(DetectedFinding("rib_fracture", True, 0.8, "right", None, (100.0, 50.0), 3.0, "unknown"))
+                findings.append(
+                    DetectedFinding("rib_fracture", True, 0.8, "right", None, (100.0, 50.0), 3.0, "unknown")
+                )
             findings.append(DetectedFinding("effusion", False, 0.02, "none", None, None, None, "unknown"))
             infected = batch.record is not None and float(batch.record.values[b].max()) > 50
             findings.append(DetectedFinding("infection", infected, 0.7, "none", None, None, None, "unknown"))
-            texts = {"en": ("A <side> finding of <size>.", "Impression: <findings>."), "zh": ("<side>侧，<size>。", "印象：<findings>。")}
-            one, end = texts[language]
+            one, end = TEXTS[language]
             sentences = [GeneratedSentence("finding", one, i, -0.5) for i, item in enumerate(findings) if item.present]
             sentences.append(GeneratedSentence("impression", end, None, -0.25))
             reports.append(GeneratedReport(language, tuple(findings), tuple(sentences)))

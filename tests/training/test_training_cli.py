@@ -1,0 +1,169 @@
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import yaml
+
+import mm
+from mm.batch import SLOT_KINDS
+from mm.training.cli import main, prepare
+from mm.training.write import questions
+
+RECIPE = """
+seed_everything: 0
+model:
+  class_path: WriteTask
+  init_args:
+    learning_rate: 3.0e-3
+    warmup_steps: 2
+    name: pictures
+    model:
+      class_path: mm.model.MultimodalModel
+      init_args:
+        embedding_width: 8
+        fusion: {class_path: mm.fusion.alignment.CrossModalAlignment, init_args: {width: 16, heads: 2}}
+        image:
+          class_path: mm.encoders.vit.ViTEncoder
+          init_args: {patch: 32, width: 16, depth: 1, heads: 2, token_grid: [2, 2]}
+        decoder:
+          class_path: mm.decoder.decoder.MoEDecoder
+          init_args:
+            vocab_size: 300
+            width: 16
+            depth: 1
+            heads: 2
+            num_experts: 4
+            expert_width: 8
+            shared_expert_width: 8
+data: {batch_size: 4, workers: 0, vocab_size: 300}
+trainer:
+  accelerator: cpu
+  max_epochs: 2
+  num_sanity_val_steps: 0
+  enable_progress_bar: false
+  enable_model_summary: false
+  logger: false
+"""
+SPEC = """
+kind: jsonl
+name: pictures
+root: .
+index: rows.jsonl
+image: {column: image}
+prompt: {column: question}
+target: {column: answer}
+split: {column: split}
+"""
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """A command line that trains on twelve pictures in a second."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(12):
+        pixels = generator.integers(0, 255, (32, 32), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        split = "train" if number < 8 else "val" if number < 10 else "test"
+        row = {"image": f"{number}.png", "question": "is it bright?", "answer": "yes", "split": split}
+        rows.append(row)
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    recipe = yaml.safe_load(RECIPE)
+    recipe["model"]["init_args"]["cache"] = str(tmp_path / "cache")
+    recipe["data"] |= {"spec": str(tmp_path / "spec.yaml"), "root": str(tmp_path)}
+    recipe["trainer"]["default_root_dir"] = str(tmp_path / "run")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return ["-c", str(tmp_path / "recipe.yaml")]
+
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_recipe_trains_caches_exports_and_goes_on(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert main(["fit", *words]) == 0
+    folder = tmp_path / "run" / "checkpoint"
+    first = mm.load(folder)
+    assert first.card.stages[0]["steps"] == 4
+    assert first.card.stages[0]["data"]["name"] == "pictures"
+    assert str(tmp_path) not in json.dumps(first.card.stages)  # the machine's paths are nobody's business
+    assert (tmp_path / "run" / "resume" / "last.ckpt").is_file()
+    caches = {file.parent.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
+    assert len(caches) == 2  # train and val
+
+    assert main(["fit", *words, "--ckpt_path", "last", "--trainer.max_epochs", "4"]) == 0
+    again = mm.load(folder)
+    assert again.card.stages[0]["steps"] == 8
+    assert again.identity != first.identity
+    after = {file.parent.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
+    assert after == caches  # frozen encoders, same cache
+
+    # The next stage builds the same model from the folder; what it doesn't train stays bit by bit.
+    next_stage = ["--model.init_args.model", "null", "--model.init_args.init_from", str(folder)]
+    assert main(["fit", *words, *next_stage, "--trainer.default_root_dir", str(tmp_path / "next")]) == 0
+    last = mm.load(tmp_path / "next" / "checkpoint")
+    assert [stage["steps"] for stage in last.card.stages] == [8, 4]
+    for name, value in last.model.state_dict().items():
+        frozen = name.split(".")[0] not in ("fusion", "decoder")
+        if frozen:
+            assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--trainer.max_epoch", "3"], "did you mean max_epochs"),
+        (["--model.init_args.learning_rte", "3"], "Option 'learning_rte' is not accepted; did you mean learning_rate"),
+        (["--data.batch_size", "0"], "data.batch_size must be at least 1, got 0"),
+        (["--data.batch_size", "many"], "data.batch_size: Expected a <class 'int'>"),
+        (["--data.vocab_size", "310"], "decoder has room for 300: give both the same vocab_size"),
+        (["--data.spec", "nix"], "no shipped YAML 'nix'"),
+        (["--model.init_args.init_from", "nowhere"], "checkpoint 'nowhere': no such folder"),
+        (["--model.init_args.freeze", "[nix]"], "freeze names parts of the model"),
+        (["--model.init_args.model", "null"], "give `model`"),
+        (["--model.class_path", "subprocess.Popen"], "if you trust it: --trust subprocess"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], extra: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["fit", *words, *extra]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert said.startswith("mm fit: ")
+    assert "\n" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "-c", "train_nix"]) == 2
+    assert "shipped: " in capsys.readouterr().err
+
+
+def test_trust_comes_from_the_command_line_only() -> None:
+    words, trust = prepare(["fit", "-c", "train_tiny", "--trust", "mine", "--trust=yours", "--data.seed=3"])
+    assert trust == ["mine", "yours"]
+    assert words[0] == "fit"
+    assert words[1] == "--config"
+    assert Path(words[2]).is_file()
+    assert words[3:] == ["--data.seed=3"]
+    with pytest.raises(ValueError, match="--trust takes a package"):
+        prepare(["fit", "--trust"])
+
+
+def test_questions_are_told_from_sentences() -> None:
+    from mm.batch import Padded, Slots, Writing
+
+    kind = torch.tensor([0, SLOT_KINDS.index("answer")])
+    none = torch.zeros(2, dtype=torch.long)
+    rows = Padded.of([[1, 2], [3]])
+    asked = questions(Writing(torch.tensor([0, 1]), Slots(kind, none, none, none, none), rows, rows))
+    assert asked is not None
+    assert asked.study.tolist() == [1]
+    assert asked.prompt.lengths.tolist() == [1]
