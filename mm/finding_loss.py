@@ -172,11 +172,20 @@ def _map_loss(
 def _fill_loss(
     fill: Float[Tensor, "N K *cells"], share: Float[Tensor, "N K *cells"], relevant: tuple[int, ...]
 ) -> Float[Tensor, ""]:
-    logits, share = fill[:, list(relevant)], share[:, list(relevant)]
-    there = share > 0
-    weight = there / there.flatten(2).sum(-1).clamp(min=1).sqrt()[(..., *(None,) * (fill.ndim - 2))]
-    loss = F.binary_cross_entropy_with_logits(logits, share, reduction="none")
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
+    share = share[:, list(relevant)].flatten(2)
+    n, r, cell = (share > 0).nonzero(as_tuple=True)
+    if not len(n):
+        return fill.sum() * 0
+    logits = fill.flatten(2)[n, torch.tensor(relevant, device=n.device)[r], cell]
+    # A finding of thousands of cells must not drown one of three.
+    weight = _group_weight(n * len(relevant) + r)
+    loss = F.binary_cross_entropy_with_logits(logits, share[n, r, cell], reduction="none")
+    return (loss * weight).sum() / weight.sum()
+
+
+def _group_weight(group: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
+    """1 / sqrt(members of the group)."""
+    return torch.bincount(group)[group].float().rsqrt()
 
 
 def _center_cells(truth: PictureTruth, shape: torch.Size, stride: tuple[int, ...]) -> Int[Tensor, "N K *cells"]:
@@ -211,9 +220,7 @@ def _side_loss(
     left = (truth.sides[n, k, nearest] == ontology.SIDES.index("left")).float()
     if not len(n):
         return maps.side.sum() * 0
-    # A finding of thousands of cells must not drown one of three.
-    group = n * NUM_FINDINGS + k
-    weight = torch.bincount(group)[group].float().rsqrt()
+    weight = _group_weight(n * NUM_FINDINGS + k)
     loss = F.binary_cross_entropy_with_logits(maps.side.flatten(1)[n, cell], left, reduction="none")
     return (loss * weight).sum() / weight.sum()
 

@@ -183,9 +183,9 @@ class MapHead(nn.Module):
         scale = torch.tensor([n * s / 2 for n, s in zip(shape, self.stride, strict=True)], device=x.device)
         place = (centers / scale - 1).T
         fixed = torch.cat([place, place.square(), torch.ones_like(place[:1])])
-        total = (weights @ fixed.T).unflatten(1, (K, NUM_SLOTS))
+        total = (weights @ fixed.T).reshape(N, K, NUM_SLOTS, -1)
         sums = total[..., -1:] + 1e-6
-        pooled = (weights @ x.transpose(1, 2)).unflatten(1, (K, NUM_SLOTS)) / sums
+        pooled = (weights @ x.transpose(1, 2)).reshape(N, K, NUM_SLOTS, -1) / sums
         first, second = (total[..., :-1] / sums).chunk(2, dim=-1)
         spread = ((second - first.square()).clamp(min=0) + 1e-4).sqrt()
 
@@ -198,7 +198,8 @@ class MapHead(nn.Module):
 
         name = self.name.weight[None, :, None].expand(N, -1, NUM_SLOTS, -1)
         which = torch.eye(NUM_SLOTS, device=x.device).expand(N, K, -1, -1)
-        everywhere = x.mean(-1)[:, None, None].expand(-1, K, NUM_SLOTS, -1)
+        # Context only: what the mean would teach the features isn't worth a pass over all cells.
+        everywhere = x.detach().mean(-1)[:, None, None].expand(-1, K, NUM_SLOTS, -1)
         hidden = self.pool(torch.cat([pooled, everywhere, scalars, first, spread, name, which], dim=-1))
         read = self.read(hidden)
         presence, size, shift = read[..., 0], read[..., 1], read[..., 2:]

@@ -529,11 +529,27 @@ class _Truth:
         return lattice, cavity(self.anatomy, side, lattice)
 
     def _worst(self) -> Point:
-        lattice = side_lattice(self.anatomy, "left", spacing_mm=COARSE_MM)
-        room = cavity(self.anatomy, "left", lattice)
-        share = self.lesions.emphysema.percent / 100 * float(room.coverage.sum()) * lattice.voxel_mm3
-        values = emphysema_field(self.lesions.emphysema, lattice)
-        return _middle(lattice, values, room.coverage, share)
+        """Where the emphysema is worst, in the lung with less fluid or air around it."""
+        filled = {side: 0.0 for side in BODY_SIDES}
+        for effusion in self.lesions.effusions:
+            filled[effusion.side] += effusion.volume_ml
+        for air in self.lesions.pneumothoraces:
+            filled[air.side] += 25.0 * air.percent
+        side: BodySide = "right" if filled["right"] < filled["left"] else "left"
+        lattice, room = self._room(side)
+        free = room.coverage.copy()
+        for effusion in self.lesions.effusions:
+            if effusion.side == side:
+                values = effusion_field(lattice, room, upright=False)
+                amount = effusion.volume_ml * 1e3 / lattice.voxel_mm3
+                free[values > threshold(values, room.coverage, amount=amount, soft=8.0)] = 0.0
+        for opacity in self.lesions.opacities:
+            if opacity.side == side:
+                values = opacity_field(opacity, lattice)
+                amount = opacity.volume_ml * 1e3 / lattice.voxel_mm3
+                free[values > threshold(values, room.coverage, amount=amount, soft=8.0)] = 0.0
+        share = self.lesions.emphysema.percent / 100 * float(free.sum()) * lattice.voxel_mm3
+        return _middle(lattice, emphysema_field(self.lesions.emphysema, lattice), free, share)
 
 
 def turn(point: Point, degrees: float) -> Point:

@@ -100,8 +100,10 @@ def fill(anatomy: Anatomy, lesions: Lesions, side: BodySide, lattice: Lattice, *
 
     masses = []
     for opacity in (item for item in lesions.opacities if item.side == side):
-        masses.append((opacity, *_mass(opacity, part, free, soft)))
-        free[masses[-1][1]] *= 1.0 - masses[-1][2]
+        where, share = _mass(opacity, part, free, soft)
+        masses.append((opacity, where, share))
+        bits[where] |= np.where(share * free[where] > 0.4, bit(opacity.code), 0).astype(np.int32)
+        free[where] *= 1.0 - share
 
     if details:
         vessels = splat(lung_vessels(anatomy, side), part)
@@ -110,7 +112,6 @@ def fill(anatomy: Anatomy, lesions: Lesions, side: BodySide, lattice: Lattice, *
         blend(hu, vessels, anatomy.soft_hu)
     for opacity, where, share in masses:
         blend(hu[where], share, _opaque(opacity, anatomy, part.crop(where)))
-        bits[where] |= np.where(share * room.coverage[where] > 0.4, bit(opacity.code), 0).astype(np.int32)
     if details:
         for nodule in lesions.nodules:
             _nodule(nodule, part, hu, bits)

@@ -74,7 +74,7 @@ def render_xray(patient: Patient, *, noise: bool = True) -> RenderedImage:
     lungs = {side: fill(anatomy, visit.lesions, side, lattice, upright=True, details=False) for side in BODY_SIDES}
     coarse = np.zeros(lattice.shape[::2], np.float32)
     marks = np.zeros(lattice.shape[::2], np.int32)
-    for lung in lungs.values():
+    for side, lung in lungs.items():
         where = lung.box[::2]
         coarse[where] -= _missing(lung, anatomy)
         if lung.bits.any():

@@ -70,6 +70,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")  # frozen on purpose
     warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval")
 
 

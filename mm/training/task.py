@@ -91,6 +91,7 @@ class Task(LightningModule, ABC):
         self.learning = tuple(sorted((set(self.trains) & parts) - set(names)))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.split(".")[0] in self.learning)
+        self.train()  # an opened checkpoint is in evaluation mode, and Lightning leaves modes as they are
 
     # ------------------------------------------------------------------------------------------ one step
 

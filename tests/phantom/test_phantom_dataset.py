@@ -10,7 +10,7 @@ from mm.phantom.dataset import PhantomDataset, labelled, patient_seed, words
 from mm.phantom.patient import draw_patient
 from mm.phantom.text import finding_templates
 
-STUDIES = 10
+STUDIES = 8
 
 
 @pytest.fixture(scope="module")

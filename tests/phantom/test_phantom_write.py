@@ -17,7 +17,7 @@ from mm.phantom.patient import draw_patient
 from mm.phantom.sound import render_sounds
 from mm.phantom.write import write_studies
 
-SEED, STUDIES = 21, 3
+SEED, STUDIES = 22, 2
 
 
 def tree(root):

@@ -66,7 +66,8 @@ class StudyMaker:
             write_dicom(
                 folder / f"ct_{(7 * z) % slices:03d}.dcm", CT, uid(patient, number, 1, z + 1), voxels[z],
                 PatientID=patient_id if patient_id is not None else f"PAT-{patient}",
-                StudyInstanceUID=uid(patient, number), SeriesInstanceUID=uid(patient, number, 1), Modality="CT", StudyDate=made.strftime("%Y%m%d"),
+                StudyInstanceUID=uid(patient, number), SeriesInstanceUID=uid(patient, number, 1),
+                Modality="CT", StudyDate=made.strftime("%Y%m%d"),
                 AccessionNumber=accession, Manufacturer=manufacturer, BodyPartExamined="CHEST",
                 PixelSpacing=[8.0, 8.0], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
                 ImagePositionPatient=[-128.0, -128.0, -100.0 + 5.0 * z], SliceThickness=5.0,
@@ -81,7 +82,8 @@ class StudyMaker:
         write_dicom(
             folder / "dx_0.dcm", DX, uid(patient, number, 2, 1), pixels,
             PatientID=f"PAT-{patient}", StudyInstanceUID=uid(patient, number),
-            SeriesInstanceUID=uid(patient, number, 2), Modality="DX", StudyDate="20240601", AccessionNumber="", Manufacturer=manufacturer, ViewPosition="PA",
+            SeriesInstanceUID=uid(patient, number, 2), Modality="DX",
+            StudyDate="20240601", AccessionNumber="", Manufacturer=manufacturer, ViewPosition="PA",
             PatientOrientation=["L", "F"], ImagerPixelSpacing=[5.0, 5.0],
         )  # fmt: skip
         return folder

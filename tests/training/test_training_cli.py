@@ -122,7 +122,10 @@ def test_a_recipe_trains_caches_exports_and_goes_on(
         (["--model.init_args.learning_rte", "3"], "Option 'learning_rte' is not accepted; did you mean learning_rate"),
         (["--data.batch_size", "0"], "data.batch_size must be at least 1, got 0"),
         (["--data.batch_size", "many"], "data.batch_size: Expected a <class 'int'>"),
-        (["--data.vocab_size", "310"], "decoder has room for 300: give both the same vocab_size"),
+        (
+            ["--model.init_args.model.init_args.decoder.init_args.vocab_size", "270"],
+            "decoder has room for 270: give both the same vocab_size",
+        ),
         (["--data.spec", "nix"], "no shipped YAML 'nix'"),
         (["--model.init_args.init_from", "nowhere"], "checkpoint 'nowhere': no such folder"),
         (["--model.init_args.freeze", "[nix]"], "freeze names parts of the model"),
