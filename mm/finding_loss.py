@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from mm import ontology
@@ -148,7 +148,7 @@ def picture_losses(
 def _map_loss(
     maps: Float[Tensor, "N K *cells"],
     share: Float[Tensor, "N K *cells"],
-    center_cells: Int[Tensor, "N K *cells"],
+    center_cells: UInt8[Tensor, "N K *cells"],
     relevant: tuple[int, ...],
 ) -> Float[Tensor, ""]:
     chosen = list(relevant)
@@ -188,7 +188,7 @@ def _group_weight(group: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
     return torch.bincount(group)[group].float().rsqrt()
 
 
-def _center_cells(truth: PictureTruth, shape: torch.Size, stride: tuple[int, ...]) -> Int[Tensor, "N K *cells"]:
+def _center_cells(truth: PictureTruth, shape: torch.Size, stride: tuple[int, ...]) -> UInt8[Tensor, "N K *cells"]:
     """2 at the cell in which an instance's middle lies, 1 at its neighbours, 0 elsewhere."""
     n, k, i = truth.valid.nonzero(as_tuple=True)
     middle = _cell_of(truth.centers[n, k, i], shape, stride)

@@ -8,28 +8,25 @@ from jaxtyping import Float, Float32, Int32
 
 from mm.phantom.anatomy import (
     BODY_SIDES,
-    NUM_RIBS,
-    RIB_DEPTH_MM,
     SIGN,
     Anatomy,
-    Field,
-    Lattice,
-    Slices,
     cage_plane,
     dome_plane,
     heart_radius,
     hilum,
     narrowing,
-    rib_drop,
 )
-from mm.phantom.findings import Fracture, Plaque
+from mm.phantom.bones import cage_box, paint_bones, paint_ribs, paint_swelling
+from mm.phantom.findings import Plaque
+from mm.phantom.lattice import Field, Lattice
 from mm.phantom.lungs import AIR_HU, Bits, bit, fill
 from mm.phantom.paint import blend, disc, ellipsoid, span
 from mm.phantom.patient import Patient, Scanner
 from mm.phantom.table import TABLE
 
 FAT_HU = -95.0
-RIB_HALF_MM = 5.8
+
+
 NOISE_TAP = {"soft": 0.9, "standard": 0.45, "sharp": -0.25}
 """Weight of the neighbour in the filter that gives each kernel its noise texture."""
 
@@ -85,9 +82,9 @@ def render_ct(patient: Patient, visit_index: int, *, noise: bool = True) -> Rend
     _inside(anatomy, lattice, voxels)
     _heart(anatomy, lattice, voxels, bits)
     _great_vessels(anatomy, lattice, voxels)
-    _bones(anatomy, lattice, voxels)
+    paint_bones(anatomy, lattice, voxels)
     cracks = tuple(item for item in lesions.fractures if item.on_ct)
-    _ribs(anatomy, lattice, voxels, cracks)
+    paint_ribs(anatomy, lattice, voxels, cracks)
     for side in BODY_SIDES:
         lung = fill(anatomy, lesions, side, lattice, upright=False, details=True)
         blend(voxels[lung.box], lung.share, lung.hu)
@@ -95,7 +92,7 @@ def render_ct(patient: Patient, visit_index: int, *, noise: bool = True) -> Rend
     if lesions.emphysema.percent <= TABLE.emphysema_limit_percent:
         bits &= ~np.int32(bit("emphysema"))
     for crack in cracks:
-        _swelling(crack, lattice, voxels, bits)
+        paint_swelling(crack, lattice, voxels, bits)
     for plaque in lesions.plaques:
         _plaque(plaque, lattice, voxels, bits)
     if scanner.table_gap_mm is not None:
@@ -103,9 +100,6 @@ def render_ct(patient: Patient, visit_index: int, *, noise: bool = True) -> Rend
     if noise:
         _scan(voxels, scanner, np.random.Generator(np.random.SFC64([patient.seed, visit_index, 7])))
     return Rendered(voxels, scanner.affine, bits)
-
-
-# -------------------------------------------------------------------------------------------------- the body
 
 
 def _wall(anatomy: Anatomy, lattice: Lattice) -> Field:
@@ -140,14 +134,9 @@ def _soft(radius: np.ndarray, scale: np.ndarray, unit: np.ndarray, soft: float, 
     return np.asarray(np.clip(share, 0.0, 1.0, out=share))
 
 
-def _cage_box(anatomy: Anatomy, lattice: Lattice, low: float, high: float, *, margin: float = 4.0) -> Slices:
-    wide, deep = anatomy.half_width + margin, anatomy.half_depth + margin
-    return lattice.box((-wide, -deep, low), (wide, deep, high))
-
-
 def _inside(anatomy: Anatomy, lattice: Lattice, voxels: Field) -> None:
     """Mediastinal fat above the diaphragm, liver, spleen and stomach below."""
-    box = _cage_box(anatomy, lattice, -400.0, anatomy.apex)
+    box = cage_box(anatomy, lattice, -400.0, anatomy.apex)
     part = lattice.crop(box)
     cage, unit = cage_plane(anatomy, part)
     share = _soft(cage, narrowing(anatomy, part.z), unit, part.soft_mm)
@@ -246,121 +235,6 @@ def _rope(part: Lattice, target: Field, path: Float[np.ndarray, "N 3"], radius: 
     blend(target[box], share, hu)
 
 
-# ------------------------------------------------------------------------------------------------- the bones
-
-
-def _bones(anatomy: Anatomy, lattice: Lattice, voxels: Field) -> None:
-    """Spine, sternum and shoulder blades."""
-    x, y = anatomy.spine
-    box = lattice.box((-40.0, y - 26.0, -400.0), (40.0, y + 62.0, 400.0))
-    part, target = lattice.crop(box), voxels[box]
-    body = disc(part, x, y, 17.0)
-    core = disc(part, x, y, 14.0)
-    phase = np.cos(2 * math.pi * part.z / 25.0)
-    disk = np.clip(3.0 * (phase - 0.72), 0.0, 1.0).astype(np.float32)[:, None, None]
-    bone = (420.0 - 240.0 * core) * (1.0 - disk) + 85.0 * disk
-    blend(target, body, bone)
-    arch = np.maximum(disc(part, x, y + 27.0, 14.0) - disc(part, x, y + 26.0, 9.0), 0.0)
-    wing = np.clip((4.5 - np.abs(part.y - (y + 22.0))) / part.soft_mm + 0.5, 0.0, 1.0)
-    wing *= np.clip((34.0 - np.abs(part.x)) / part.soft_mm + 0.5, 0.0, 1.0) * (np.abs(part.x) > 11.0)
-    spine = np.clip((3.0 - np.abs(part.x)) / part.soft_mm + 0.5, 0.0, 1.0)
-    spine *= np.clip((13.0 - np.abs(part.y - (y + 48.0))) / part.soft_mm + 0.5, 0.0, 1.0)
-    back = np.maximum(np.maximum(arch, wing), spine).astype(np.float32)
-    height = (0.45 + 0.55 * np.clip(1.5 - 2.0 * (phase + 0.2), 0.0, 1.0)).astype(np.float32)[:, None, None]
-    blend(target, back * height, 480.0)
-    blend(target, disc(part, x, y + 26.0, 8.0), 30.0)
-    front = -anatomy.half_depth - 7.0
-    box = lattice.box((-26.0, front - 10.0, anatomy.dome[0]), (26.0, front + 12.0, anatomy.apex - 18.0))
-    part = lattice.crop(box)
-    share = np.clip((1.0 - np.hypot(part.x / 17.0, (part.y - front) / 5.5)) * 5.5 / part.soft_mm + 0.5, 0.0, 1.0)
-    blend(voxels[box], share * span(part.z, anatomy.dome[0] + 6.0, anatomy.apex - 24.0, 6.0), 210.0)
-    for sign in SIGN.values():
-        box = lattice.box((min(sign * 62.0, sign * 145.0), 0.0, 0.0), (max(sign * 62.0, sign * 145.0), 400.0, 400.0))
-        part = lattice.crop(box)
-        cage, unit = cage_plane(anatomy, part)
-        depth = (cage - 0.93) * unit - (anatomy.wall + 3.0)
-        blade = np.clip((2.6 - np.abs(depth)) / part.soft_mm + 0.5, 0.0, 1.0)
-        blade *= np.clip((np.abs(part.x) - 66.0) / 6.0, 0.0, 1.0) * np.clip((138.0 - np.abs(part.x)) / 6.0, 0.0, 1.0)
-        blade *= part.y > 0.25 * anatomy.half_depth
-        blend(voxels[box], blade * span(part.z, 14.0, anatomy.apex + 4.0, 8.0), 420.0)
-
-
-def _ribs(anatomy: Anatomy, lattice: Lattice, voxels: Field, cracks: tuple[Fracture, ...]) -> None:
-    """All ribs at once: a voxel of the wall belongs to the rib whose height at its angle is nearest."""
-    low = anatomy.rib_top - anatomy.rib_pitch * NUM_RIBS - anatomy.rib_drop
-    box = _cage_box(anatomy, lattice, low, anatomy.rib_top + 14.0, margin=16.0)
-    part, target = lattice.crop(box), voxels[box]
-    cage, unit = cage_plane(anatomy, part)
-    depth = cage - narrowing(anatomy, part.z)[:, None, None]
-    depth *= unit
-    depth -= RIB_DEPTH_MM
-    shell = np.flatnonzero(np.abs(depth) < 7.0)
-    slices, plane = np.divmod(shell, part.x.size)
-    x, y = part.x.ravel(), part.y.ravel()
-    angle = np.arctan2(np.abs(x) / np.float32(anatomy.half_width), y / np.float32(anatomy.half_depth))
-    height = rib_drop(anatomy, angle).astype(np.float32)
-    depth_flat = depth.ravel()[shell]
-    above = np.float32(anatomy.rib_top) - height[plane] - part.z[slices]
-    rib = np.rint(above * np.float32(1.0 / anatomy.rib_pitch))
-    away = above - rib * np.float32(anatomy.rib_pitch)
-    gap = np.zeros_like(away)
-    for crack in cracks:
-        _break(crack, anatomy, (x, y, angle), plane, rib, away, depth_flat, gap)
-    radius = np.sqrt((depth_flat * np.float32(1 / 4.2)) ** 2 + (away * np.float32(1 / RIB_HALF_MM)) ** 2)
-    share = np.clip((1.0 - radius) * np.float32(4.2 / part.soft_mm) + 0.5, 0.0, 1.0)
-    share *= (rib >= 0) & (rib < NUM_RIBS) & (np.abs(x[plane]) > 9.0)
-    share *= 1.0 - gap
-    # Behind the cortex is marrow; in front of about 135 degrees the rib is cartilage.
-    bone = 330.0 + 420.0 * np.clip(radius * 1.6 - 0.6, 0.0, 1.0)
-    front = np.clip((angle - 2.35) * 6.0, 0.0, 1.0).astype(np.float32)[plane]
-    bone += front * (95.0 - bone)
-    flat = target.reshape(-1) if target.flags.c_contiguous else None
-    if flat is None:
-        rows, columns = np.divmod(plane, part.x.shape[1])
-        values = target[slices, rows, columns]
-        values += share * (bone.astype(np.float32) - values)
-        target[slices, rows, columns] = values
-    else:
-        flat[shell] += share * (bone.astype(np.float32) - flat[shell])
-
-
-def _break(
-    crack: Fracture,
-    anatomy: Anatomy,
-    where: tuple[np.ndarray, np.ndarray, np.ndarray],
-    plane: np.ndarray,
-    rib: np.ndarray,
-    away: np.ndarray,
-    depth: np.ndarray,
-    gap: np.ndarray,
-) -> None:
-    """Shifts the part of a rib in front of the break and opens a gap, in place."""
-    x, _, angle = where
-    mine = np.flatnonzero((rib == crack.rib) & (np.sign(x[plane]) == SIGN[crack.side]))
-    # Arc length from the break, positive towards the front.
-    bend = math.hypot(anatomy.half_width * math.cos(crack.angle), anatomy.half_depth * math.sin(crack.angle))
-    arc = (angle[plane[mine]] - crack.angle) * bend
-    shift = np.where(arc > 0, crack.step_mm * np.exp(-np.maximum(arc, 0.0) / 30.0), 0.0).astype(np.float32)
-    away[mine] -= 0.8 * shift
-    depth[mine] += 0.6 * shift
-    gap[mine] = np.maximum(gap[mine], np.clip((0.5 * crack.gap_mm - np.abs(arc)) / 2.75 + 0.5, 0.0, 1.0))
-
-
-def _swelling(crack: Fracture, lattice: Lattice, voxels: Field, bits: Bits) -> None:
-    """Blood around a break, bulging into the chest."""
-    x, y, z = crack.center
-    inward = math.hypot(x, y)
-    size = crack.swelling_mm
-    middle = (x * (1 - 4.5 / inward), y * (1 - 4.5 / inward), z)
-    where, share = ellipsoid(lattice, middle, (size, size, size))
-    if share.size == 0:
-        return
-    # Bone stays what it is.
-    share *= voxels[where] < 150.0
-    blend(voxels[where], share, 55.0)
-    bits[where] |= np.where(share > 0.5, bit("rib_fracture"), 0).astype(np.int32)
-
-
 def _plaque(plaque: Plaque, lattice: Lattice, voxels: Field, bits: Bits) -> None:
     radius = (plaque.volume_mm3 * 0.75 / math.pi) ** (1 / 3)
     where, share = ellipsoid(
@@ -371,9 +245,6 @@ def _plaque(plaque: Plaque, lattice: Lattice, voxels: Field, bits: Bits) -> None
     blend(voxels[where], share, plaque.hu)
     mark = (share > 0.15) | (share == share.max())
     bits[where] |= np.where(mark, bit("calcification"), 0).astype(np.int32)
-
-
-# ----------------------------------------------------------------------------------------------- the scanner
 
 
 def _table(anatomy: Anatomy, lattice: Lattice, voxels: Field, gap: float) -> None:

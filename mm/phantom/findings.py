@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from mm.phantom.anatomy import BodySide, Cavity, Field, Lattice, Waves, draw_waves
+from mm.phantom.anatomy import BodySide, Cavity
+from mm.phantom.lattice import Field, Lattice, Waves, draw_waves
 
 OpacityCode = Literal["consolidation", "atelectasis"]
 Point = tuple[float, float, float]

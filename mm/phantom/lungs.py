@@ -6,21 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from mm.ontology import INDEX
-from mm.phantom.anatomy import (
-    Anatomy,
-    BodySide,
-    Cavity,
-    Field,
-    Lattice,
-    Slices,
-    Tubes,
-    branch,
-    cavity,
-    cavity_box,
-    draw_waves,
-    hilum,
-    lung_vessels,
-)
+from mm.phantom.anatomy import Anatomy, BodySide, Cavity, cavity, cavity_box, hilum, lung_vessels
 from mm.phantom.findings import (
     Emphysema,
     Lesions,
@@ -35,6 +21,7 @@ from mm.phantom.findings import (
     region,
     threshold,
 )
+from mm.phantom.lattice import Field, Lattice, Slices, Tubes, branch, draw_waves
 from mm.phantom.paint import blend, ellipsoid, splat
 
 AIR_HU = -1000.0

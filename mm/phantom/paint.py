@@ -7,7 +7,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from mm.phantom.anatomy import Field, Lattice, Plane, Slices, Tubes
+from mm.phantom.lattice import Field, Lattice, Plane, Slices, Tubes
 
 # A tube wider than a voxel is splatted as a cluster of points, or its core would overflow a single voxel.
 _CLUSTER = 0.62 * np.array(

@@ -20,13 +20,12 @@ from mm.phantom.anatomy import (
     SIGN,
     Anatomy,
     BodySide,
-    Lattice,
     lung_vessels,
     narrowing,
-    regular_lattice,
     rib_drop,
 )
 from mm.phantom.findings import Fracture
+from mm.phantom.lattice import Lattice, regular_lattice
 from mm.phantom.lungs import Lung, bit, fill
 from mm.phantom.patient import Machine, Patient, Visit
 from mm.phantom.table import TABLE

@@ -1,8 +1,11 @@
 """kill -9 at random moments, then the same command again: the same bytes as an undisturbed run."""
 
+import contextlib
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conftest import FakeLoaded, FakeModel
@@ -29,17 +32,37 @@ words = train_tokenizer(["cough and fever " * 4], vocab_size=300)
 kept = Preprocessing(grid=(16, 32, 32), spacing_mm=(6.0, 8.0, 8.0), image_size=64)
 made = FakeLoaded(Slow(), words, kept, Identity("default", "ab" * 32), Card("default"), {})
 mm.load = lambda _path="default": made
-print("ready", flush=True)
-sys.exit(run_report(Path(sys.argv[2]), Path(sys.argv[3])))
+for line in sys.stdin:  # the heavy imports once, then a process of its own for every run
+    child = os.fork()
+    if child == 0:
+        with open(os.devnull, "w") as stream:
+            os._exit(run_report(Path(sys.argv[2]), Path(line.strip()), stream=stream))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def start(script: Path, source: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(script), str(Path(__file__).parent), str(source), str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+class Runner:
+    """Starts runs one after the other, each a process that can be killed."""
+
+    def __init__(self, script: Path, source: Path) -> None:
+        command = [sys.executable, str(script), str(Path(__file__).parent), str(source)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+
+    def run(self, out: Path, *, kill_after: float | None = None) -> int:
+        """Exit code; negative where the run was killed."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{out}\n")
+        self.process.stdin.flush()
+        child = int(self.process.stdout.readline())
+        if kill_after is not None:
+            time.sleep(kill_after)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        return int(self.process.stdout.readline())
 
 
 def reports(out: Path) -> dict[str, bytes]:
@@ -52,26 +75,24 @@ def reports(out: Path) -> dict[str, bytes]:
 def test_killed_at_ten_moments(studies, tmp_path):
     for patient in range(20):
         studies.beside(studies.ct(patient, 1))
-    script = tmp_path / "run.py"
+    script, whole, killed = tmp_path / "run.py", tmp_path / "whole", tmp_path / "killed"
     script.write_text(SCRIPT)
-    whole = tmp_path / "whole"
+    runner = Runner(script, studies.root)
+    runner.run(tmp_path / "warm")
     began = time.perf_counter()
-    assert start(script, studies.root, whole).wait() == 0
+    assert runner.run(whole) == 0
     span = time.perf_counter() - began
-    draw = random.Random(0)
-    killed = tmp_path / "killed"
     (killed / "private").mkdir(parents=True)
     shutil.copy(whole / "private" / "secret", killed / "private" / "secret")
+    draw = random.Random(0)
     stopped = 0
     for _ in range(10):
-        process = start(script, studies.root, killed)
-        time.sleep(draw.uniform(0, span / 4))
-        process.kill()
-        stopped += process.wait() < 0
+        stopped += runner.run(killed, kill_after=draw.uniform(0, span / 2)) == -signal.SIGKILL
         for folder in killed.glob("[0-9a-f]*"):
             assert len(list(folder.iterdir())) == 4  # none partial
     assert stopped >= 5
-    assert start(script, studies.root, killed).wait() == 0
+    assert runner.run(killed) == 0
+    runner.process.communicate()
     assert reports(killed) == reports(whole)
     lines = [json.loads(line) for line in (killed / "manifest.jsonl").read_text().splitlines()]
     assert len({line["study"] for line in lines}) == len(lines) == 20

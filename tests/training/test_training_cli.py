@@ -81,7 +81,6 @@ def words(tmp_path: Path) -> list[str]:
     return ["-c", str(tmp_path / "recipe.yaml")]
 
 
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_recipe_trains_caches_exports_and_goes_on(
     words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -1,0 +1,49 @@
+import torch
+
+from mm import ontology
+from mm.data.readers import open_words, texts
+from mm.data.spec import PhantomSpec, PhantomSplit
+from mm.data.wording import PhantomWords
+
+SPEC = PhantomSpec("phantom", PhantomSplit(12, 1), PhantomSplit(12, 2), PhantomSplit(12, 3))
+
+
+def test_training_words_vary_but_the_facts_do_not() -> None:
+    words = open_words(SPEC, "train")
+    assert isinstance(words, PhantomWords)
+    torch.manual_seed(0)
+    first, second = ([words[i] for i in range(12)] for _ in range(2))
+    assert [item.truth for item in first] == [item.truth for item in second]
+    assert [item.text for item in first] != [item.text for item in second]
+    assert {item.language for item in first + second} == {"en", "zh"}
+    assert not any(item.volumes or item.audio or item.image is not None for item in first)
+
+
+def test_other_words_are_fixed() -> None:
+    words = open_words(SPEC, "val")
+    assert [words[i].text for i in range(12)] == [words[i].text for i in range(12)]
+
+
+def test_words_speak_of_the_same_patients_as_the_data_set() -> None:
+    words = open_words(SPEC, "test")
+    assert isinstance(words, PhantomWords)
+    rendered = words.rendered[3].truth
+    spoken = words[3].truth
+    assert rendered is not None
+    assert spoken is not None
+    assert rendered.findings == spoken.findings
+
+
+def test_without_sounds_nothing_is_said_of_them() -> None:
+    words = open_words(SPEC, "val", inputs=("volume", "image", "record"))
+    said = [words[i].truth for i in range(12)]
+    codes = {item.code for truth in said if truth is not None for item in truth.findings}
+    assert "airflow_obstruction" not in codes
+    assert codes <= set(ontology.CODES)
+
+
+def test_a_vocabulary_sees_reports_questions_and_records() -> None:
+    seen = list(texts(SPEC, studies=4))
+    assert any("<size>" in text for text in seen)
+    assert any("?" in text or "？" in text for text in seen)
+    assert len(seen) > 40
