@@ -99,7 +99,7 @@ def test_overfits_four_volumes_in_seconds() -> None:
     head, net = make_head(source_dropout=0.0), TinyPyramid()
     x, targets = blobs()
     optimiser = torch.optim.AdamW([*head.parameters(), *net.parameters()], lr=4e-3)
-    for _ in range(150):
+    for _ in range(100):
         loss = sum(head.losses(look(head, net, x), targets).values())
         optimiser.zero_grad()
         loss.backward()

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mm.batch import Tokens
-from mm.encoders.shared import masked_mean
 from mm.transformer import RMSNorm
 
 
@@ -70,9 +69,15 @@ class Projection(nn.Module):
             tokens: Adapted.
             said: Of each finding, where the projection was made with it.
         """
-        parts = [self.norm(masked_mean(tokens.values, tokens.mask))]
+        parts = [self.norm(mean(tokens))]
         if self.keep is not None:
             assert said is not None, "this projection also reads what is said of the findings"
             parts.append(self.keep(said).flatten(1).to(parts[0].dtype))
         unit = F.normalize(self.project(torch.cat(parts, dim=-1)).float(), dim=-1)
         return unit * tokens.mask.any(1, keepdim=True)
+
+
+def mean(tokens: Tokens) -> Float[Tensor, "B D"]:
+    """Mean over the valid tokens of each study; zeros where there is none."""
+    mask = tokens.mask[..., None]
+    return tokens.values.masked_fill(~mask, 0).sum(1) / mask.sum(1).clamp(min=1)

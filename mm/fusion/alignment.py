@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mm.attention import Keys
 from mm.batch import BySource, Tokens
-from mm.encoders.shared import masked_mean
+from mm.fusion.adapters import mean
 from mm.ontology import SOURCES
 from mm.transformer import CrossAttention, RMSNorm, SwiGLU
 
@@ -83,7 +83,7 @@ class CrossModalAlignment(nn.Module):
         """Logit that two token sets are of one study; each reads the other, token by token."""
         for layer in self.layers:
             first, second = layer(first, second), layer(second, first)
-        pooled = [masked_mean(self.norm(item.values), item.mask) for item in (first, second)]
+        pooled = [mean(Tokens(self.norm(item.values), item.mask)) for item in (first, second)]
         return self.matches(torch.cat(pooled, dim=-1)).float()[:, 0]  # type: ignore[no-any-return]
 
     def matching_loss(self, first: Tokens, second: Tokens, *, similarity: Float[Tensor, "B B"]) -> Float[Tensor, ""]:
