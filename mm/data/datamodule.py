@@ -1,7 +1,6 @@
 """MultimodalData: a data spec as Lightning loaders that yield (index into the split, batch)."""
 
 import logging
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -142,11 +141,6 @@ class MultimodalData(LightningDataModule):
             persistent_workers=self.workers > 0 and not everything,
             drop_last=shuffled and size >= self.batch_size,
         )
-
-    def setup(self, stage: str) -> None:  # noqa: ARG002  # Lightning's signature
-        """Shares the cores between the workers and the main process."""
-        if self.workers and torch.get_num_threads() > 1:
-            torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) - self.workers)))
 
     def train_dataloader(self) -> DataLoader[Numbered]:
         """Batches to train on."""

@@ -210,9 +210,9 @@ def _nothing(directory: Path, found: Scan, built: Built) -> str:
     reasons = Counter(item.reason for item in found.rejected)
     counts = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
     files = f"; {_count(len(found.rejected), 'file', 'files')} not read ({counts})" if reasons else ""
-    what = _count(len(found.studies), "study", "studies") if found.studies else "no DICOM study"
+    what = f"{_count(len(found.studies), 'study', 'studies')}, none of them fits" if found.studies else "no DICOM study"
     return (
-        f"nothing to report in {directory}: {what}, none with {built.pipeline.wanted()}{files};"
+        f"nothing to report in {directory}: {what}; a study needs {built.pipeline.wanted()}{files};"
         " `mm scan` lists every file"
     )
 

@@ -25,6 +25,7 @@ from mm.encoders.text import TextEncoder
 from mm.model import MultimodalModel
 from mm.training import checkpoint
 from mm.training.align import AlignTask
+from mm.training.allocator import keep_freed_memory
 from mm.training.findings import FindingsTask
 from mm.training.joint import JointTask
 from mm.training.resume import AtomicCheckpointIO
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         0 done, 2 usage or configuration (one line on stderr says what, where and what would be accepted).
     """
     _quieten()
+    keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are forked behind it
     try:
         words, trust = prepare(arguments)
