@@ -48,9 +48,29 @@ def best_threshold(scores: Float[Tensor, " N"], labels: Bool[Tensor, " N"], *, d
     positives = int(labels.sum())
     if min(positives, len(labels) - positives) < MIN_EXAMPLES:
         return default
+    return _best_cut(scores, labels, positives)
+
+
+def best_instance_threshold(
+    scores: Float[Tensor, " N"], hits: Bool[Tensor, " N"], *, num_true: int, default: float = 0.5
+) -> float:
+    """The threshold of the greatest F1 of detected instances.
+
+    Args:
+        scores: Of the candidates.
+        hits: Which of them are matched to a true instance, each of those at most once.
+        num_true: True instances, those that no candidate is matched to included.
+        default: Returned where there are too few to tell.
+    """
+    if int(hits.sum()) < MIN_EXAMPLES:
+        return default
+    return _best_cut(scores, hits, num_true)
+
+
+def _best_cut(scores: Float[Tensor, " N"], hits: Bool[Tensor, " N"], positives: int) -> float:
     ranked, order = scores.double().sort(descending=True)
-    hits = labels[order].double().cumsum(0)
-    f1 = 2 * hits / (torch.arange(1, len(ranked) + 1, device=hits.device) + positives)
+    right = hits[order].double().cumsum(0)
+    f1 = 2 * right / (torch.arange(1, len(ranked) + 1, device=right.device) + positives)
     # Equal scores stand or fall together: only the last of them may be a cut.
     cut = torch.cat([ranked[1:] < ranked[:-1], torch.ones(1, dtype=torch.bool, device=ranked.device)])
     best = int(f1.masked_fill(~cut, -1).argmax())

@@ -140,7 +140,8 @@ def _phantom(options: argparse.Namespace) -> int:
 def _scan(options: argparse.Namespace) -> int:
     import json
 
-    from mm.dicom.scan import scan, scan_json, scan_table
+    from mm.dicom.listing import scan_json, scan_table
+    from mm.dicom.scan import scan
 
     found = scan(options.directory)
     print(json.dumps(scan_json(found), indent=1) if options.json else scan_table(found))

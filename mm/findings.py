@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mm import ontology
 from mm.attention import Keys
 from mm.batch import BySource, DetectedFinding, Movable, Targets, Tokens
-from mm.calibration import best_threshold, fit_scaling
+from mm.calibration import best_instance_threshold, best_threshold, fit_scaling
 from mm.encoders.temporal import TemporalLSTM
 from mm.finding_loss import WEIGHTS, image_truth, picture_losses, volume_truth
 from mm.finding_maps import NUM_FINDINGS, NUM_SLOTS, FeaturePyramid, ImageCells, MapHead, Maps, PeakHead
@@ -347,6 +347,26 @@ class FindingHead(nn.Module):
                 known = before[:, k] > IMPOSSIBLE
                 scores = before[known, k].sigmoid()
                 self.before_threshold[k] = best_threshold(scores, before_labels[known, k])
+
+    @torch.no_grad()
+    def calibrate_instances(
+        self,
+        scores: Float[Tensor, " N"],
+        hits: Bool[Tensor, " N"],
+        finding: Int[Tensor, " N"],
+        num_true: Int[Tensor, " K"],
+    ) -> None:
+        """Seals from which score on a place counts as an instance, by the best F1 over instances.
+
+        Args:
+            scores: Of candidates (`instances.candidates`) in studies that have the finding and were not trained on.
+            hits: Which of them are true.
+            finding: Which finding each is a candidate of.
+            num_true: True instances of each finding.
+        """
+        for k in range(NUM_FINDINGS):
+            of_k = finding == k
+            self.peak_threshold[k] = best_instance_threshold(scores[of_k], hits[of_k], num_true=int(num_true[k]))
 
     @torch.no_grad()
     def decode(self, outputs: FindingOutputs) -> list[tuple[DetectedFinding, ...]]:

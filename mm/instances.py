@@ -56,6 +56,19 @@ def decode(head: "FindingHead", outputs: "FindingOutputs") -> list[tuple[Detecte
     return studies
 
 
+def candidates(head: "FindingHead", outputs: "FindingOutputs", b: int, k: int, *, least: float) -> list[Instance]:
+    """Every instance of finding k that the current volume of study b may show, whatever the sealed threshold.
+
+    Args:
+        head: The finding head.
+        outputs: Of a batch.
+        b: Study.
+        k: Finding.
+        least: Fainter ones are left out, but for the first.
+    """
+    return _in_picture(outputs.volume, head.volume_peaks, head.volume_stride, head.spacing_mm, head, b, k, least=least)
+
+
 def _change(logits: Tensor, *, present: bool, before: bool) -> str:
     """The likeliest change that fits with whether the finding is there now and was there before."""
     if int(logits.argmax()) == ontology.CHANGES.index("unknown"):
@@ -124,6 +137,7 @@ def _in_picture(
     k: int,
     *,
     visit: int = 0,
+    least: float | None = None,
 ) -> list[Instance]:
     """Instances of finding k in one picture of study b, the surest first."""
     source = "volume" if len(stride) == 3 else "image"
@@ -135,7 +149,7 @@ def _in_picture(
     n = int(rows[0])
     if k in PEAKS:
         assert peaks is not None
-        least = float(head.peak_threshold[k])
+        least = float(head.peak_threshold[k]) if least is None else least
         return _peaks(maps, peaks, n, k, stride=stride, spacing_mm=spacing_mm, least=least)
     return _regions(maps, n, k)
 

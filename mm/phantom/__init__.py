@@ -1,0 +1,1 @@
+"""Procedural patients with exact truth: images, sounds, record, text."""

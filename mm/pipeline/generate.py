@@ -89,12 +89,14 @@ class GenerateReport(Stage):
             ReportedSentence(
                 language=report.language,
                 kind=sentence.kind,
-                text=fill(
-                    sentence.text,
-                    finding=None if sentence.finding is None else detected[sentence.finding],
-                    findings=detected,
-                    days=days,
-                    language=report.language,
+                text=_readable(
+                    fill(
+                        sentence.text,
+                        finding=None if sentence.finding is None else detected[sentence.finding],
+                        findings=detected,
+                        days=days,
+                        language=report.language,
+                    )
                 ),
                 finding=sentence.finding,
                 log_probability=round(sentence.log_probability, 4),
@@ -189,6 +191,11 @@ def illustrate(index: int, finding: ReportedFinding, case: Case) -> list[KeyImag
         image = case.inputs.image.image
         images.append(key_radiograph(image, finding=index, pixel=finding.image_pixel, radius_mm=radius))
     return images
+
+
+def _readable(text: str) -> str:
+    """One line; a decoder over bytes can write what no reader should be shown."""
+    return " ".join("".join(letter for letter in text if letter.isprintable() or letter.isspace()).split())
 
 
 def _rounded(detected: DetectedFinding) -> DetectedFinding:

@@ -1,15 +1,18 @@
 """First stage: encoders and finding head, on masks and presence. Everything later stands on what it learns."""
 
 import logging
-from typing import ClassVar
+import math
+from typing import ClassVar, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mm.batch import Batch
+from mm import ontology
+from mm.batch import Batch, Targets
 from mm.data.datamodule import Numbered
 from mm.findings import FindingHead, FindingOutputs
+from mm.instances import Instance, candidates
 from mm.model import MultimodalModel
 from mm.training.scores import finding_scores, table
 from mm.training.task import Task
@@ -62,7 +65,8 @@ class FindingsTask(Task):
         assert found is not None
         losses = finding_losses(self.model, batch, found)
         self.log("val_loss", torch.stack([item.float() for item in losses.values()]).sum(), batch_size=batch.size)
-        self._heard.append(Verdict(found, batch))
+        assert isinstance(self.model.findings, FindingHead)
+        self._heard.append(Verdict(self.model.findings, found, batch))
 
     def on_validation_epoch_end(self) -> None:
         """Logs each finding's area under the curve and F1, and the accuracy of change."""
@@ -97,12 +101,22 @@ class FindingsTask(Task):
             torch.cat([getattr(item, name) for item in self._heard]).to(head.threshold.device) for name in names
         )
         head.calibrate(presence, labels, before=before, before_labels=before_labels)
+        scores, hits, finding = (
+            torch.cat([getattr(item, name) for item in self._heard])
+            for name in ("instance_scores", "instance_hits", "instance_finding")
+        )
+        num_true = torch.stack([item.num_true for item in self._heard]).sum(0)
+        head.calibrate_instances(scores, hits, finding, num_true)
+
+
+LEAST_SCORE: Final = 0.02
+"""Candidates fainter than this can't become instances."""
 
 
 class Verdict:
     """What the head said of one batch, and the truth, on the CPU and in float32."""
 
-    def __init__(self, found: FindingOutputs, batch: Batch) -> None:
+    def __init__(self, head: FindingHead, found: FindingOutputs, batch: Batch) -> None:
         targets = batch.targets
         assert targets is not None
         self.presence = found.presence.detach().float().cpu()
@@ -114,3 +128,48 @@ class Verdict:
         # Only where there is a prior does the head choose among the changes.
         known = (targets.change > 0).cpu() & (found.change[..., 0] < 0).cpu()
         self.change_correct = found.change.argmax(-1).cpu()[known] == targets.change.cpu()[known]
+        self._match(head, found, targets)
+
+    def _match(self, head: FindingHead, found: FindingOutputs, targets: Targets) -> None:
+        """Candidates of the findings that are there, each true instance to the nearest of them on its side."""
+        scores: list[float] = []
+        hits: list[bool] = []
+        finding: list[int] = []
+        self.num_true = torch.zeros(len(ontology.FINDINGS), dtype=torch.long)
+        for b, k in self.labels.nonzero().tolist():
+            if targets.count is None or found.volume is None or int(targets.count[b, 0, k]) == 0:
+                continue
+            assert targets.centers is not None
+            assert targets.sides is not None
+            number = int(targets.count[b, 0, k])
+            self.num_true[k] += number
+            true = list(
+                zip(targets.centers[b, 0, k, :number].tolist(), targets.sides[b, 0, k, :number].tolist(), strict=True)
+            )
+            for item in candidates(head, found, b, k, least=LEAST_SCORE):
+                own = nearest(item, true, spacing_mm=head.spacing_mm, within_mm=ontology.FINDINGS[k].separation_mm)
+                if own is not None:
+                    true.pop(own)
+                scores.append(item.score)
+                hits.append(own is not None)
+                finding.append(k)
+        self.instance_scores = torch.tensor(scores, dtype=torch.float32)
+        self.instance_hits = torch.tensor(hits, dtype=torch.bool)
+        self.instance_finding = torch.tensor(finding, dtype=torch.long)
+
+
+def nearest(
+    item: Instance, true: list[tuple[list[float], int]], *, spacing_mm: tuple[float, ...], within_mm: float
+) -> int | None:
+    """Index of the nearest true instance on the candidate's side and within reach; None without one."""
+    best, index = within_mm, None
+    for number, (center, side) in enumerate(true):
+        if ontology.SIDES[side] != item.side:
+            continue
+        apart = math.dist(
+            [a * mm for a, mm in zip(center, spacing_mm, strict=True)],
+            [a * mm for a, mm in zip(item.center, spacing_mm, strict=True)],
+        )
+        if apart <= best:
+            best, index = apart, number
+    return index
