@@ -69,7 +69,7 @@ def run_evaluation(name: str | Path, out: Path, *, overrides: Sequence[str] = ()
         ValueError: An unknown file, class, option or value.
     """
     path = mm.shipped(name)
-    evaluation = _build(path, overrides, trust)
+    evaluation = build(path, overrides=overrides, trust=trust)
     out.mkdir(parents=True, exist_ok=True)
     results = evaluation.run()
     (out / "results.json").write_text(
@@ -83,7 +83,7 @@ def run_evaluation(name: str | Path, out: Path, *, overrides: Sequence[str] = ()
     return page
 
 
-def _build(path: Path, overrides: Sequence[str], trust: Sequence[str]) -> Evaluation:
+def build(path: Path, *, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Evaluation:
     import mm.evaluation.on_questions
     import mm.evaluation.on_reports
     import mm.evaluation.on_retrieval  # noqa: F401  # the three imports make the short names known

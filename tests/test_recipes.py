@@ -1,0 +1,118 @@
+"""Every YAML that ships goes through the parser that the user's command would use."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import mm
+from mm.data.spec import PhantomSpec, Spec, load_spec
+from mm.evaluation.evaluate import build as build_evaluation
+from mm.pipeline.build import build_pipeline
+from mm.training.cli import TASKS, VERBS, TrainingCLI, prepare
+
+ROOT = Path(mm.__file__).parent.parent
+PIPELINES = sorted(file.stem for file in (ROOT / "pipelines").glob("*.yaml"))
+SPECS = sorted(file.stem for file in (ROOT / "data_specs").glob("*.yaml"))
+TRAIN = [name for name in PIPELINES if name.startswith("train_")]
+REPORT = [name for name in PIPELINES if name.startswith("report")]
+EVAL = [name for name in PIPELINES if name.startswith("eval_")]
+
+
+class Parsed(TrainingCLI):
+    """Stops behind the parser: nothing is made."""
+
+    def instantiate_classes(self) -> None:
+        self.model, self.datamodule = None, None
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe that leaves something behind leaves it here; its relative paths lead nowhere."""
+    monkeypatch.chdir(tmp_path)
+
+
+def recipe(name: str) -> dict[str, Any]:
+    content = yaml.safe_load(mm.shipped(name).read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def spec_of(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Spec:
+    """A spec whose root is there."""
+    monkeypatch.setenv("MM_DATA", str(folder))
+    (folder / name).mkdir(exist_ok=True)
+    return load_spec(name)
+
+
+def test_there_is_nothing_else() -> None:
+    assert sorted(TRAIN + REPORT + EVAL) == PIPELINES
+    assert PIPELINES
+    assert SPECS
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_data_specs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(name, tmp_path, monkeypatch)
+    assert spec.name == name
+    if isinstance(spec, PhantomSpec):
+        seeds = [spec.train.seed, spec.val.seed, spec.test.seed]
+        assert len(set(seeds)) == len(seeds)  # or the splits would share patients
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("name", TRAIN)
+def test_training_recipes_parse(name: str, verb: str) -> None:
+    words, _ = prepare([verb, "-c", name])
+    cli = Parsed.make(words)
+    config = cli.config[verb]
+    assert config.model.class_path.rpartition(".")[2] in {task.__name__ for task in TASKS}
+    given = recipe(name)
+    assert config.data.spec == given["data"]["spec"] in SPECS
+    assert config.trainer.max_epochs == given["trainer"]["max_epochs"]
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("name", TRAIN)
+def test_training_recipes_make_their_task(name: str, tiny_checkpoint: Path) -> None:
+    words, _ = prepare(["fit", "-c", name, "--data.tokenizer", str(tiny_checkpoint)])
+    if "init_from" in recipe(name)["model"]["init_args"]:
+        words += ["--model.init_args.init_from", str(tiny_checkpoint)]  # in the place of a stage that hasn't run
+    cli = TrainingCLI.make(words)
+    cli.check()
+    assert set(cli.model.learning) == set(type(cli.model).trains)  # nothing that the stage would train is missing
+
+
+def test_stages_follow_each_other() -> None:
+    """Each stage starts where the one before writes, and the first of them makes all parts."""
+    folders = []
+    for name in ("train_findings_phantom", "train_align_phantom", "train_report_phantom"):
+        content = recipe(name)
+        start = content["model"]["init_args"].get("init_from")
+        assert start == (folders[-1] if folders else None)
+        folders.append(content["trainer"]["default_root_dir"] + "/checkpoint")
+
+
+def test_the_default_model_is_small() -> None:
+    words, _ = prepare(["fit", "-c", "train_findings_phantom"])
+    model = TrainingCLI.make(words).model.model
+    parts = ("volume", "image", "audio", "record", "text", "findings", "decoder")
+    assert all(getattr(model, part) is not None for part in parts)
+    assert sum(item.numel() for item in model.parameters()) <= 9_000_000
+
+
+@pytest.mark.parametrize("name", REPORT)
+def test_report_pipelines(name: str) -> None:
+    built = build_pipeline(name)
+    assert built.generate.checkpoint == "default"
+    assert built.pipeline.wanted()
+
+
+@pytest.mark.parametrize("name", EVAL)
+def test_evaluations(name: str) -> None:
+    made = build_evaluation(mm.shipped(name))
+    options = recipe(name)["evaluation"]["init_args"]
+    assert {key: getattr(made, key) for key in options if key != "spec"} == {
+        key: value for key, value in options.items() if key != "spec"
+    }
