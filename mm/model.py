@@ -100,6 +100,21 @@ class Outputs(Movable):
     writing: DecoderOutput | None
 
 
+@dataclass(frozen=True)
+class Reading(Movable):
+    """What a batch holds, before it is put into words.
+
+    Attributes:
+        findings: Of each study.
+        compared: Which studies have a prior.
+        memory: What the decoder reads beside a finding's slot.
+    """
+
+    findings: tuple[tuple[DetectedFinding, ...], ...]
+    compared: tuple[bool, ...]
+    memory: Tokens
+
+
 class MultimodalModel(nn.Module):
     """Encoders, finding head, fusion and decoder. What is None is not there, and its modality is not looked at.
 
@@ -304,21 +319,11 @@ class MultimodalModel(nn.Module):
     # ------------------------------------------------------------------------------------------ write
 
     @torch.no_grad()
-    def generate(
-        self,
-        batch: Batch,
-        *,
-        tokenizer: DecodesText,
-        language: Language = "en",
-        sampling: Sampling = GREEDY,
-    ) -> list[GeneratedReport]:
-        """One report a study: a sentence each for the comparison, every finding, the rest, and the impression.
+    def read(self, batch: Batch) -> Reading:
+        """Findings and memory of a batch: all that a report in any language is written from.
 
         Args:
             batch: Its inputs; neither `writing` nor `targets` is looked at.
-            tokenizer: Of the checkpoint.
-            language: Of the sentences.
-            sampling: Greedy by default.
 
         Raises:
             ValueError: The model has no finding head or no decoder.
@@ -328,19 +333,41 @@ class MultimodalModel(nn.Module):
         encoded = self.encode(batch)
         found = self.find(encoded)
         assert found is not None
-        findings = self.findings.decode(found)
-        compared = _compared(batch)
-        plans = [_plan(rows, prior) for rows, prior in zip(findings, compared, strict=True)]
-        plan = [(study, kind, index) for study, lines in enumerate(plans) for kind, index in lines]
-        device = found.presence.device
-        writing = _rows(plan, findings, language).to(device)
-        written = self.decoder.generate(writing, self.fuse(encoded, found), sampling=sampling, rows=writing.study)
-        sentences: list[list[GeneratedSentence]] = [[] for _ in range(batch.size)]
+        return Reading(tuple(self.findings.decode(found)), _compared(batch), self.fuse(encoded, found))
+
+    @torch.no_grad()
+    def write(
+        self, reading: Reading, *, tokenizer: DecodesText, language: Language = "en", sampling: Sampling = GREEDY
+    ) -> list[GeneratedReport]:
+        """One report a study: a sentence each for the comparison, every finding, the rest, and the impression.
+
+        Args:
+            reading: Of a batch.
+            tokenizer: Of the checkpoint.
+            language: Of the sentences.
+            sampling: Greedy by default.
+        """
+        assert self.decoder is not None
+        findings = reading.findings
+        plan = [
+            (study, kind, index)
+            for study, compared in enumerate(reading.compared)
+            for kind, index in _plan(findings[study], compared)
+        ]
+        writing = _rows(plan, findings, language).to(reading.memory.values.device)
+        written = self.decoder.generate(writing, reading.memory, sampling=sampling, rows=writing.study)
+        sentences: list[list[GeneratedSentence]] = [[] for _ in findings]
         for (study, kind, index), ids, score in zip(
             plan, written.rows(), written.log_probability.tolist(), strict=True
         ):
             sentences[study].append(GeneratedSentence(kind, tokenizer.decode(ids), index, score))
         return [GeneratedReport(language, rows, tuple(lines)) for rows, lines in zip(findings, sentences, strict=True)]
+
+    def generate(
+        self, batch: Batch, *, tokenizer: DecodesText, language: Language = "en", sampling: Sampling = GREEDY
+    ) -> list[GeneratedReport]:
+        """Reads a batch and writes its reports in one language; see `read` and `write`."""
+        return self.write(self.read(batch), tokenizer=tokenizer, language=language, sampling=sampling)
 
     @torch.no_grad()
     def answer(self, batch: Batch, *, sampling: Sampling = GREEDY) -> Generated:
@@ -359,11 +386,11 @@ class MultimodalModel(nn.Module):
         return self.decoder.generate(writing, memory, sampling=sampling, rows=writing.study)
 
 
-def _compared(batch: Batch) -> list[bool]:
+def _compared(batch: Batch) -> tuple[bool, ...]:
     """Which studies have a prior."""
     if batch.volumes is None:
-        return [False] * batch.size
-    return [bool(count > 1) for count in batch.volumes.count.tolist()]
+        return (False,) * batch.size
+    return tuple(count > 1 for count in batch.volumes.count.tolist())
 
 
 def _plan(findings: tuple[DetectedFinding, ...], compared: bool) -> list[tuple[SlotKind, int | None]]:
@@ -376,7 +403,9 @@ def _plan(findings: tuple[DetectedFinding, ...], compared: bool) -> list[tuple[S
 
 
 def _rows(
-    plan: list[tuple[int, SlotKind, int | None]], findings: list[tuple[DetectedFinding, ...]], language: Language
+    plan: list[tuple[int, SlotKind, int | None]],
+    findings: Sequence[tuple[DetectedFinding, ...]],
+    language: Language,
 ) -> Writing:
     """The decoder's rows for a plan of (study, kind, finding)."""
     slots = [_slot(kind, None if index is None else findings[study][index]) for study, kind, index in plan]

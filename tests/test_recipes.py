@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import mm
-from mm.data.spec import PhantomSpec, Spec, load_spec
+from mm.data.spec import PhantomSpec, load_spec
 from mm.evaluation.evaluate import build as build_evaluation
 from mm.pipeline.build import build_pipeline
 from mm.training.cli import TASKS, VERBS, TrainingCLI, prepare
@@ -39,13 +39,6 @@ def recipe(name: str) -> dict[str, Any]:
     return content
 
 
-def spec_of(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Spec:
-    """A spec whose root is there."""
-    monkeypatch.setenv("MM_DATA", str(folder))
-    (folder / name).mkdir(exist_ok=True)
-    return load_spec(name)
-
-
 def test_there_is_nothing_else() -> None:
     assert sorted(TRAIN + REPORT + EVAL) == PIPELINES
     assert PIPELINES
@@ -54,15 +47,16 @@ def test_there_is_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_data_specs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = spec_of(name, tmp_path, monkeypatch)
+    monkeypatch.setenv("MM_DATA", str(tmp_path))
+    (tmp_path / name).mkdir()
+    spec = load_spec(name)
     assert spec.name == name
     if isinstance(spec, PhantomSpec):
         seeds = [spec.train.seed, spec.val.seed, spec.test.seed]
         assert len(set(seeds)) == len(seeds)  # or the splits would share patients
 
 
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("name", TRAIN)
+@pytest.mark.parametrize(("name", "verb"), [*((name, "fit") for name in TRAIN), *(("train_tiny", v) for v in VERBS[1:])])
 def test_training_recipes_parse(name: str, verb: str) -> None:
     words, _ = prepare([verb, "-c", name])
     cli = Parsed.make(words)

@@ -84,6 +84,16 @@ def run_evaluation(name: str | Path, out: Path, *, overrides: Sequence[str] = ()
 
 
 def build(path: Path, *, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Evaluation:
+    """Makes an evaluation from its YAML; nothing of it runs yet.
+
+    Args:
+        path: The file.
+        overrides: As in `run_evaluation`.
+        trust: As in `run_evaluation`.
+
+    Raises:
+        ValueError: An unknown key, class, option or value; the message says what is accepted.
+    """
     import mm.evaluation.on_questions
     import mm.evaluation.on_reports
     import mm.evaluation.on_retrieval  # noqa: F401  # the three imports make the short names known

@@ -72,14 +72,15 @@ class GenerateReport(Stage):
         samples = [to_sample(case) for case in cases]
         batch = collate(samples, self.loaded.tokenizer, rows=(), max_words=kept.max_words, max_text=kept.max_text)
         with torch.inference_mode():
-            written = [self._generate(batch, language) for language in self.languages]
+            reading = self.loaded.model.read(batch)
+            written = [
+                self.loaded.model.write(reading, tokenizer=self.loaded.tokenizer, language=language)
+                for language in self.languages
+            ]
         return [
             replace(case, result=self._report(case, [reports[index] for reports in written]))
             for index, case in enumerate(cases)
         ]
-
-    def _generate(self, batch: "mm.batch.Batch", language: Language) -> list[GeneratedReport]:
-        return self.loaded.model.generate(batch, tokenizer=self.loaded.tokenizer, language=language)
 
     def _report(self, case: Case, generated: list[GeneratedReport]) -> Report:
         detected = [_rounded(item) for item in generated[0].findings]

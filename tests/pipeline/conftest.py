@@ -114,7 +114,10 @@ class FakeModel:
     def __init__(self) -> None:
         self.batches: list[Batch] = []
 
-    def generate(self, batch: Batch, *, tokenizer: Any, language: str) -> list[GeneratedReport]:
+    def read(self, batch: Batch) -> Batch:
+        return batch
+
+    def write(self, batch: Batch, *, tokenizer: Any, language: str) -> list[GeneratedReport]:
         self.batches.append(batch)
         reports = []
         for b in range(batch.size):

@@ -24,9 +24,9 @@ from mm.pipeline.run import run_report
 from mm.training.checkpoint import Card, Identity, Preprocessing
 
 class Slow(FakeModel):
-    def generate(self, *arguments, **options):
+    def write(self, *arguments, **options):
         time.sleep(0.02)
-        return super().generate(*arguments, **options)
+        return super().write(*arguments, **options)
 
 words = train_tokenizer(["cough and fever " * 4], vocab_size=300)
 kept = Preprocessing(grid=(16, 32, 32), spacing_mm=(6.0, 8.0, 8.0), image_size=64)
