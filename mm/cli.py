@@ -170,7 +170,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     studies, reports = options.out / "phantoms", options.out / "reports"
     print("Four phantom patients: procedural, no real person. Research software, not a medical device.")
-    write_studies(studies, studies=4, seed=7, workers=2)
+    write_studies(studies, studies=4, seed=20, workers=2)
     code = run_report(studies / "studies", reports)
     for page in sorted(reports.glob("*/report.html")):
         print(page)
