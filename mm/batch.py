@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mm import ontology
+
 Modality = Literal["volume", "image", "audio", "record"]
 SlotKind = Literal["finding", "normal", "comparison", "impression", "answer"]
 SLOT_KINDS: tuple[SlotKind, ...] = ("finding", "normal", "comparison", "impression", "answer")
@@ -417,3 +419,24 @@ class GeneratedReport:
     language: Language
     findings: tuple[DetectedFinding, ...]
     sentences: tuple[GeneratedSentence, ...]
+
+
+# -------------------------------------------------------------------------------------------------- slots
+
+
+def slot(kind: SlotKind, about: FindingTruth | DetectedFinding | None) -> tuple[int, int, int, int, int]:
+    """Indices (kind, code + 1, side, change, grade) of what a row of text is about, as `Slots` has them.
+
+    Args:
+        kind: Of the sentence.
+        about: The finding, true when learning and detected when writing; None for kinds that sum up.
+    """
+    if about is None:
+        return SLOT_KINDS.index(kind), 0, 0, 0, 0
+    return (
+        SLOT_KINDS.index(kind),
+        ontology.INDEX[about.code] + 1,
+        ontology.SIDES.index(about.side),
+        ontology.CHANGES.index(about.change),
+        ontology.GRADES.index(ontology.grade(about.code, about.size)),
+    )

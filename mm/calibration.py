@@ -67,12 +67,28 @@ def best_instance_threshold(
     return _best_cut(scores, hits, num_true)
 
 
-def _best_cut(scores: Float[Tensor, " N"], hits: Bool[Tensor, " N"], positives: int) -> float:
+def f1_of_cuts(
+    scores: Float[Tensor, " N"], hits: Bool[Tensor, " N"], *, positives: int
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Scores from the greatest to the least, and the F1 of taking each of them and all above it.
+
+    Args:
+        scores: Any increasing score.
+        hits: Which of them are right.
+        positives: What there is to be found, hits included.
+
+    Returns:
+        In float64. The F1 is -1 where the next score is the same: equal scores stand or fall together.
+    """
     ranked, order = scores.double().sort(descending=True)
     right = hits[order].double().cumsum(0)
     f1 = 2 * right / (torch.arange(1, len(ranked) + 1, device=right.device) + positives)
-    # Equal scores stand or fall together: only the last of them may be a cut.
     cut = torch.cat([ranked[1:] < ranked[:-1], torch.ones(1, dtype=torch.bool, device=ranked.device)])
-    best = int(f1.masked_fill(~cut, -1).argmax())
+    return ranked, f1.masked_fill(~cut, -1)
+
+
+def _best_cut(scores: Float[Tensor, " N"], hits: Bool[Tensor, " N"], positives: int) -> float:
+    ranked, f1 = f1_of_cuts(scores, hits, positives=positives)
+    best = int(f1.argmax())
     below = ranked[best + 1] if best + 1 < len(ranked) else ranked[best]
     return float((ranked[best] + below) / 2)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mm
+from mm.errors import USER_ERRORS, tell
 
 _LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
 _DESCRIPTION = """\
@@ -27,22 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verb: Callable[[argparse.Namespace], int] = options.verb
     try:
         code = verb(options)
-    except (ValueError, OSError, ImportError) as error:
+    except USER_ERRORS as error:
         # Ours say what, where and what would be accepted, and never hold a patient's data.
-        print(f"mm: {_one_line(error)}", file=sys.stderr)
+        print(f"mm: {tell(error)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("mm: stopped; run the same command again to go on", file=sys.stderr)
         code = 130
     sys.exit(code)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return f"no right to write or read {error.filename}; choose another folder or change its mode"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("-o", "--out", type=Path, required=True, help="folder for the reports")
     report.add_argument("-c", "--config", default="report", help="report, report_ct, report_xray or a YAML file")
     report.add_argument("--context", type=Path, help="JSONL or CSV: record, audio and prior of each study")
-    report.add_argument("--language", choices=("en", "zh"), default="en")
+    report.add_argument(
+        "--language", choices=("en", "zh"), help="the one that comes first in a report; the YAML's order by default"
+    )
     report.add_argument("--trust", action="append", default=[], metavar="PKG", help="a package the YAML may import")
 
     evaluate = verb("evaluate", _evaluate, "score a model beside free baselines")

@@ -80,6 +80,8 @@ class FindingOutputs(Movable):
         tokens: One a finding, for the decoder's memory.
         volume: Maps of all visits of all studies, or None.
         image: Maps of all X-rays, or None.
+        assessable: Which findings some source of a study can show; presence of any other is the learned prior, and
+            `decode` never says that it is there. None: all of them.
     """
 
     presence: Float[Tensor, "B K"]
@@ -88,6 +90,7 @@ class FindingOutputs(Movable):
     tokens: Float[Tensor, "B K D"]
     volume: Maps | None
     image: Maps | None
+    assessable: Bool[Tensor, "B K"] | None = None
 
 
 class QueryEvidence(nn.Module):
@@ -274,9 +277,11 @@ class FindingHead(nn.Module):
             total = torch.zeros(size, NUM_FINDINGS, self.width, device=device)
             direct = torch.zeros(size, NUM_FINDINGS, device=device)
             some = torch.zeros(size, NUM_FINDINGS, dtype=torch.bool, device=device)
+            assessable = torch.zeros_like(some)
             for source, item in evidence.items():
                 column = ontology.SOURCES.index(source)
                 heard = item.available[:, None] & self.heard[:, column]
+                assessable = assessable | heard
                 if self.training and self.source_dropout > 0:
                     heard = heard & (torch.rand(size, 1, device=device) >= self.source_dropout)
                 total = total + item.values.float() * heard[..., None]
@@ -294,7 +299,7 @@ class FindingHead(nn.Module):
                 change, before = history.change, history.before
                 course = torch.cat([history.values.float(), change.softmax(-1)], dim=-1)
                 tokens = mixed + self.course(course) * history.known[:, None, None]
-        return FindingOutputs(presence, change, before, tokens, volume, image)
+        return FindingOutputs(presence, change, before, tokens, volume, image, assessable)
 
     # ---------------------------------------------------------------------------------- truth and use
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 CANDIDATES = 64
 """Local maxima that are looked at in one map."""
+MIDLINE_MM = {3: 10.0, 2: 40.0}
+"""So near the middle of a volume (which is centred on the body) or of an X-ray (which is not) the map of sides is
+asked for an instance's side; beyond it the instance's own place tells."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,10 @@ def decode(head: "FindingHead", outputs: "FindingOutputs") -> list[tuple[Detecte
     """Findings of every study in the order of the ontology; see `FindingHead.decode`."""
     probability = head.probability(outputs.presence)
     probabilities: list[list[float]] = probability.tolist()
-    present: list[list[bool]] = (probability >= head.threshold).tolist()
+    shown = probability >= head.threshold
+    if outputs.assessable is not None:  # a prior above its threshold is no sight of anything
+        shown = shown & outputs.assessable
+    present: list[list[bool]] = shown.tolist()
     before: list[list[bool]] = (outputs.before.sigmoid() >= head.before_threshold).tolist()
     studies = []
     for b in range(len(probabilities)):
@@ -106,15 +112,15 @@ def _instances(
         sure_volume = [best] if best in in_volume else []
         sure_image = [] if sure_volume else [best]
     rows = []
-    left_over = list(sure_image)
     for item in sure_volume[: ontology.MAX_INSTANCES]:
-        partner = next((other for other in left_over if other.side == item.side), None)
-        if partner is not None:
-            left_over.remove(partner)
+        alike = [other for other in sure_volume if other.side == item.side]
+        partners = [other for other in sure_image if other.side == item.side]
+        # Heights in the two pictures are not calibrated: of several on a side nothing says which is which.
+        partner = partners[0] if len(alike) == len(partners) == 1 else None
         rows.append(_row(k, probability, change, item, partner))
     sides = {item.side for item in sure_volume}
     # A CT is trusted over the X-ray on a side where it shows the finding itself.
-    extra = [item for item in left_over if item.side not in sides]
+    extra = [item for item in sure_image if item.side not in sides]
     rows += [_row(k, probability, change, None, item) for item in extra[: ontology.MAX_INSTANCES - len(rows)]]
     return rows
 
@@ -194,7 +200,7 @@ def _peaks(
     last = torch.tensor([s * x - 1 for s, x in zip(stride, logits.shape, strict=True)], device=cells.device)
     centers = torch.minimum((cells * step + (step - 1) / 2 + offset * step).clamp(min=0), last)
     sizes = decode_size(size[:, column], torch.tensor(k, device=size.device)).tolist()
-    left = maps.side[n].flatten()[order].tolist()
+    left = _left(centers[:, -1], maps.side[n].flatten()[order], spacing_mm, logits.shape[-1] * stride[-1]).tolist()
     places = (centers * torch.tensor(spacing_mm, device=centers.device))[None]
     apart = torch.cdist(places, places)[0]
     item = ontology.FINDINGS[k]
@@ -204,10 +210,23 @@ def _peaks(
             found.append(i)
     return [
         Instance(
-            ("left" if left[i] > 0 else "right") if item.sided else "none",
+            ("left" if left[i] else "right") if item.sided else "none",
             tuple(centers[i].tolist()),
             sizes[i] if len(stride) == 3 else None,
             float(scores[i].sigmoid()),
         )
         for i in found
     ]
+
+
+def _left(x: Tensor, logits: Tensor, spacing_mm: tuple[float, ...], width: int) -> Tensor:
+    """Which of some places lie on the patient's left, which is where x grows to.
+
+    Args:
+        x: Voxel or pixel index along the last axis.
+        logits: What the map of sides says of them.
+        spacing_mm: Of the picture.
+        width: Voxels or pixels along the last axis.
+    """
+    beyond_mm = (x - (width - 1) / 2) * spacing_mm[-1]
+    return torch.where(beyond_mm.abs() > MIDLINE_MM[len(spacing_mm)], beyond_mm > 0, logits > 0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mm import ontology
 from mm.batch import (
-    SLOT_KINDS,
+    SPECIAL_IDS,
     Batch,
     BySource,
     DetectedFinding,
@@ -31,8 +31,8 @@ from mm.batch import (
     Tokens,
     Volumes,
     Writing,
+    slot,
 )
-from mm.data.tokenizer import SPECIAL_IDS
 from mm.decoder.decoder import DecoderOutput, MoEDecoder
 from mm.decoder.generate import GREEDY, Generated, Sampling
 from mm.encoders.record import RecordEncoder
@@ -408,24 +408,11 @@ def _rows(
     language: Language,
 ) -> Writing:
     """The decoder's rows for a plan of (study, kind, finding)."""
-    slots = [_slot(kind, None if index is None else findings[study][index]) for study, kind, index in plan]
+    slots = [slot(kind, None if index is None else findings[study][index]) for study, kind, index in plan]
     columns = torch.tensor(slots, dtype=torch.long).reshape(-1, 5).unbind(1)
     prompt = Padded.of([[SPECIAL_IDS.language(language), SPECIAL_IDS.slot]] * len(plan))
     study = torch.tensor([row[0] for row in plan], dtype=torch.long)
     return Writing(study, Slots(*columns), prompt, None)
-
-
-def _slot(kind: SlotKind, item: DetectedFinding | None) -> tuple[int, int, int, int, int]:
-    """Indices (kind, code + 1, side, change, grade), see `mm.batch.Slots`."""
-    if item is None:
-        return SLOT_KINDS.index(kind), 0, 0, 0, 0
-    return (
-        SLOT_KINDS.index(kind),
-        ontology.INDEX[item.code] + 1,
-        ontology.SIDES.index(item.side),
-        ontology.CHANGES.index(item.change),
-        ontology.GRADES.index(ontology.grade(item.code, item.size)),
-    )
 
 
 def _to_studies(tokens: Tokens, study: Int[Tensor, " N"], size: int) -> Tokens:

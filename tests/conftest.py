@@ -7,6 +7,7 @@ import torch
 import yaml
 
 import mm
+from mm import ontology
 from mm.data.readers import texts
 from mm.data.spec import load_spec
 from mm.data.tokenizer import train_tokenizer
@@ -20,13 +21,17 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, data = recipe["model"]["init_args"]["model"], recipe["data"]
     words = train_tokenizer(texts(load_spec("phantom"), studies=40), vocab_size=data["vocab_size"])
     torch.manual_seed(0)
+    model = build(config)
+    assert model.findings is not None
+    for code in ("nodule", "effusion", "rib_fracture", "infection"):
+        model.findings.threshold[ontology.INDEX[code]] = 0.0  # always found: places, sizes and sentences are walked
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     save(
-        build(config),
+        model,
         folder,
         config=config,
         tokenizer=words,
-        card=Card("tiny", "A demonstration that never trained."),
+        card=Card("tiny", "It never trained.", kind="demonstration"),
         preprocessing=Preprocessing(max_text=data["max_text"]),
     )
     return folder

@@ -245,6 +245,54 @@ def test_at_most_eight_instances_far_enough_apart() -> None:
     assert apart.min() >= ontology.FINDINGS[NODULE].separation_mm - 1e-3
 
 
+def test_what_no_input_can_show_is_never_asserted() -> None:
+    head = make_head().eval()
+    head.threshold.fill_(0.01)  # the prior lies above it
+    tokens = Tokens(torch.randn(2, 5, 24), torch.tensor([[True] * 5, [False] * 5]))
+    evidence = head.hear(tokens)
+    outputs = head(BySource(audio=replace(evidence, logits=torch.full_like(evidence.logits, 9.0))), size=2)
+    rows = head.decode(outputs)
+    assert [row.code for row in rows[0] if row.present] == ["airflow_obstruction"]
+    assert not any(row.present for row in rows[1])
+    assert rows[1][NODULE].probability == pytest.approx(float(head.prior.weight.detach()[NODULE].sigmoid()))
+    assert any(row.present for row in head.decode(replace(outputs, assessable=None))[1])
+
+
+def test_side_and_place_never_contradict() -> None:
+    head, net = make_head().eval(), TinyPyramid()
+    with torch.no_grad():
+        outputs = look(head, net, torch.randn(1, 1, *SHAPE))
+    assert outputs.volume is not None
+    outputs.presence[0, NODULE] = 9
+    outputs.volume.maps[0, NODULE] = -9
+    outputs.volume.maps[0, NODULE, 2, 4, 0] = outputs.volume.maps[0, NODULE, 5, 4, 7] = 6
+    for logit in (9.0, -9.0):
+        outputs.volume.side[0] = logit
+        rows = [row for row in head.decode(outputs)[0] if row.code == "nodule"]
+        assert len(rows) == 2
+        for row in rows:
+            assert row.voxel is not None
+            assert row.side == ("left" if row.voxel[2] > 15.5 else "right")
+
+
+@pytest.mark.parametrize("on_image", [1, 2])
+def test_one_of_each_picture_on_a_side_is_a_pair(on_image: int) -> None:
+    head = make_head().eval()
+    with torch.no_grad():
+        outputs, _, _ = everything(head)
+    assert outputs.volume is not None
+    assert outputs.image is not None
+    outputs.presence[0, NODULE] = 9
+    outputs.volume.maps[:, NODULE] = outputs.image.maps[:, NODULE] = -9
+    outputs.volume.maps[0, NODULE, 5, 4, 7] = 6
+    outputs.volume.side[:], outputs.image.side[:] = 9, 9
+    for row in range(on_image):
+        outputs.image.maps[0, NODULE, 3 * row, 3] = 6
+    rows = [row for row in head.decode(outputs)[0] if row.code == "nodule"]
+    assert len(rows) == 1
+    assert (rows[0].pixel is None) == (on_image == 2)
+
+
 def test_sizes_survive_their_code() -> None:
     for k, item in enumerate(ontology.FINDINGS):
         if item.measure is not None:

@@ -56,7 +56,9 @@ def test_data_specs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert len(set(seeds)) == len(seeds)  # or the splits would share patients
 
 
-@pytest.mark.parametrize(("name", "verb"), [*((name, "fit") for name in TRAIN), *(("train_tiny", v) for v in VERBS[1:])])
+@pytest.mark.parametrize(
+    ("name", "verb"), [*((name, "fit") for name in TRAIN), *(("train_tiny", v) for v in VERBS[1:])]
+)
 def test_training_recipes_parse(name: str, verb: str) -> None:
     words, _ = prepare([verb, "-c", name])
     cli = Parsed.make(words)

@@ -10,22 +10,21 @@ from torch import Tensor
 
 from mm import ontology
 from mm.batch import (
-    SLOT_KINDS,
+    SPECIAL_IDS,
     Audio,
     Batch,
-    FindingTruth,
     Images,
     Padded,
     Records,
     Sample,
-    Sentence,
     Slots,
     Targets,
     Truth,
     Volumes,
     Writing,
+    slot,
 )
-from mm.data.tokenizer import SPECIAL_IDS, Tokenizer
+from mm.data.tokenizer import Tokenizer
 
 Rows: TypeAlias = Literal["report", "questions"]
 """What becomes rows of text to learn: the report's sentences, or question and answer."""
@@ -158,13 +157,14 @@ def _writing(samples: Sequence[Sample], tokenizer: Tokenizer, rows: tuple[Rows, 
             findings = () if sample.truth is None else sample.truth.findings
             for sentence in sample.report:
                 study.append(b)
-                slots.append(slot(sentence, findings))
+                about = None if sentence.finding is None else findings[sentence.finding]
+                slots.append(slot(sentence.kind, about))
                 prompts.append(tokenizer.prompt(sample.language))
                 targets.append(tokenizer.target(sentence.text))
         if "questions" in rows:
             for question in sample.questions:
                 study.append(b)
-                slots.append((SLOT_KINDS.index("answer"), 0, 0, 0, 0))
+                slots.append(slot("answer", None))
                 prompts.append(tokenizer.prompt(sample.language, question.question))
                 # An answer is a user's text: what looks like a placeholder in it is none.
                 targets.append([*tokenizer.encode(question.answer), SPECIAL_IDS.end])
@@ -172,21 +172,6 @@ def _writing(samples: Sequence[Sample], tokenizer: Tokenizer, rows: tuple[Rows, 
         return None
     columns = torch.tensor(slots, dtype=torch.long).unbind(1)
     return Writing(torch.tensor(study), Slots(*columns), Padded.of(prompts), Padded.of(targets))
-
-
-def slot(sentence: Sentence, findings: tuple[FindingTruth, ...]) -> tuple[int, int, int, int, int]:
-    """Indices (kind, code + 1, side, change, grade) of what a sentence is about, as `mm.batch.Slots` has them."""
-    kind = SLOT_KINDS.index(sentence.kind)
-    if sentence.finding is None:
-        return kind, 0, 0, 0, 0
-    about = findings[sentence.finding]
-    return (
-        kind,
-        ontology.INDEX[about.code] + 1,
-        ontology.SIDES.index(about.side),
-        ontology.CHANGES.index(about.change),
-        ontology.GRADES.index(ontology.grade(about.code, about.size)),
-    )
 
 
 # ------------------------------------------------------------------------------------------------- truth

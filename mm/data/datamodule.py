@@ -18,6 +18,9 @@ from mm.data.readers import INPUTS, open_split, open_words, texts
 from mm.data.spec import Spec, Split, load_spec
 from mm.data.tokenizer import Tokenizer, train_tokenizer
 
+ENCODED_AT_ONCE = 12
+"""Studies that frozen encoders see together: a 3-D network's memory grows with each."""
+
 log = logging.getLogger(__name__)
 
 Numbered: TypeAlias = tuple[Int[Tensor, " B"], Batch]
@@ -128,7 +131,7 @@ class MultimodalData(LightningDataModule):
         order: Sampler[int] = Shuffled(size, seed=self.seed, resumed=resumed) if shuffled else Rest(size, start)
         return DataLoader[Numbered](  # the collate function turns pairs of number and sample into it
             NumberedDataset(samples),  # type: ignore[arg-type]
-            batch_size=self.batch_size,
+            batch_size=min(self.batch_size, ENCODED_AT_ONCE) if everything else self.batch_size,
             sampler=order,
             num_workers=self.workers,
             collate_fn=partial(

@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 SEXES: Final[dict[str, str]] = {"f": "female", "m": "male", "female": "female", "male": "male", "女": "女", "男": "男"}
 LISTS: Final = ("vitals", "labs")
+FARTHEST_SD: Final = 30.0
+"""Beyond so many standard deviations (half as many of the logarithm) a number is no measurement of a patient."""
 
 
 def parse_record(content: Mapping[str, Any]) -> Record:
@@ -23,8 +25,8 @@ def parse_record(content: Mapping[str, Any]) -> Record:
      "labs": [{"name": "crp", "value": 84, "unit": "mg/L"}]}
     ```
     Every part may be missing, and so may a value (null). Measurements that the ontology doesn't know are passed
-    over. A value in a unit that the ontology can't convert is treated as missing, with a warning that names
-    measurement and unit; no value is ever logged.
+    over. A value that is absurd, or in a unit that the ontology can't convert, is treated as missing, with a warning
+    that names the measurement; neither value nor unit is ever logged, for anything may stand there.
 
     Args:
         content: The decoded JSON.
@@ -70,16 +72,31 @@ def _entries(content: Mapping[str, Any], demographics: Mapping[str, Any]) -> Ite
 
 def _canonical(measurement: Measurement, value: object, unit: object) -> float | None:
     """The value in the canonical unit; None where unit or value can't be read. No unit means the canonical one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # JSON knows integers of any length
+        number = math.inf
+    if not math.isfinite(number):
         logger.warning("record: value of %s is no finite number; treated as missing", measurement.name)
         return None
-    if unit is None or unit == measurement.unit:
-        return float(value)
-    for name, factor, offset in measurement.units:
-        if unit == name:
-            return float(value) * factor + offset
-    known = ", ".join((measurement.unit, *(name for name, _, _ in measurement.units)))
-    logger.warning(
-        "record: %s in unknown unit %.20s (known: %s); treated as missing", measurement.name, str(unit), known
-    )
-    return None
+    units = {name: (factor, offset) for name, factor, offset in measurement.units} | {measurement.unit: (1.0, 0.0)}
+    if unit is not None and (not isinstance(unit, str) or unit not in units):
+        known = ", ".join((measurement.unit, *(name for name, _, _ in measurement.units)))
+        logger.warning("record: unknown unit of %s (known: %s); treated as missing", measurement.name, known)
+        return None
+    factor, offset = units[measurement.unit if unit is None else unit]
+    canonical = number * factor + offset
+    if not _plausible(measurement, canonical):
+        logger.warning("record: value of %s is out of all bounds; treated as missing", measurement.name)
+        return None
+    return canonical
+
+
+def _plausible(measurement: Measurement, value: float) -> bool:
+    """False for what would only drive the encoder out of its numbers."""
+    if not 0 <= value < math.inf:
+        return False
+    if not measurement.log:
+        return abs(value - measurement.mean) <= FARTHEST_SD * measurement.sd
+    # The encoder takes logarithms from a thousandth on.
+    return abs(math.log(max(value, 1e-3)) - measurement.mean) <= FARTHEST_SD / 2 * measurement.sd

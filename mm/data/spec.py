@@ -2,15 +2,17 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 import mm
 from mm.batch import Language
+from mm.errors import one_line, read_yaml
+from mm.trust import restrict_imports
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -108,7 +110,7 @@ def load_spec(name: str | Path, *, root: str | Path | None = None) -> Spec:
         ValueError: Unknown name, kind, key or type; an environment variable that isn't set; a missing folder.
     """
     path = mm.shipped(name)
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     if not isinstance(content, dict) or content.get("kind") not in KINDS:
         got = content.get("kind") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"data spec {path.name}: kind must be one of {', '.join(KINDS)}; got {got!r}")
@@ -126,12 +128,13 @@ def parse(kind: type[PhantomSpec] | type[TableSpec], content: dict[str, Any], *,
     Raises:
         ValueError: A key is unknown or missing, or a value has another type.
     """
+    restrict_imports()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "spec", fail_untyped=True)
     try:
         parsed = parser.parse_object({"spec": content})
-    except ArgumentError as error:
-        raise ValueError(f"data spec {where}: {' '.join(str(error).split())}") from error
+    except (ArgumentError, ValueError) as error:  # the latter where an import is denied
+        raise ValueError(f"data spec {where}: {one_line(str(error))}") from error
     made = parser.instantiate(parsed).spec
     assert isinstance(made, kind)
     return made
@@ -140,6 +143,11 @@ def parse(kind: type[PhantomSpec] | type[TableSpec], content: dict[str, Any], *,
 def describe(spec: Spec) -> dict[str, Any]:
     """The spec as plain data, for a model's card (without the machine's own paths)."""
     return {key: value for key, value in asdict(spec).items() if key != "root"}
+
+
+def procedural(described: object) -> bool:
+    """True where what `describe` returned is of procedural patients: a split of theirs is a number and a seed."""
+    return isinstance(described, Mapping) and all(isinstance(described.get(split), Mapping) for split in SPLITS)
 
 
 def _folder(root: str, *, where: str) -> Path:

@@ -93,17 +93,50 @@ class Tokenizer:
         """
         import tokenizers
 
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_bytes().decode("utf-8", errors="replace")
         try:
             content = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             content = None
-        # A foreign file with added tokens would match them in plain text and let users write specials.
-        ours = isinstance(content, dict) and content.get("added_tokens") == []
-        if not ours or content.get("model", {}).get("type") != "BPE":
-            raise ValueError(f"tokenizer: {Path(path).name} is not a vocabulary written by `mm tokenizer`")
-        backend = tokenizers.Tokenizer.from_str(text)
-        return cls(backend)
+        wrong = _flaw(content)
+        if wrong is None:
+            try:
+                return cls(tokenizers.Tokenizer.from_str(text))
+            except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
+                wrong = str(error)
+        raise ValueError(
+            f"tokenizer: {Path(path).name} is not a vocabulary written by `mm tokenizer`: {' '.join(wrong.split())}"
+        )
+
+
+def _flaw(content: object) -> str | None:
+    """What a vocabulary of ours can't be; None where nothing is wrong.
+
+    A foreign file could split texts by a pattern of its own, match added tokens in plain text and so let users
+    write specials, or name merges that the library doesn't survive.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        return "no JSON object with a model"
+    if content.get("added_tokens") != []:
+        return "it has added tokens"
+    for name in ("normalizer", "post_processor", "truncation", "padding"):
+        if content.get(name) is not None:
+            return f"it has a {name}"
+    for name in ("pre_tokenizer", "decoder"):
+        if not isinstance(content.get(name), dict) or content[name].get("type") != "ByteLevel":
+            return f"its {name} is not ByteLevel"
+    model = content["model"]
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if model.get("type") != "BPE" or not isinstance(vocab, dict) or not isinstance(merges, list):
+        return "its model is not BPE with vocab and merges"
+    if sorted(map(str, vocab.values())) != sorted(map(str, range(len(vocab)))):
+        return "its ids are not 0, 1, 2 and so on"
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        known = isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)
+        if not known or any(part not in vocab for part in (*parts, "".join(parts))):
+            return "a merge joins what is not in its vocabulary"
+    return None
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mm.batch import Language, Sample, Truth
+from mm.batch import FindingTruth, Language, Sample, Truth
 from mm.data.record import parse_record
 from mm.phantom import text
-from mm.phantom.dataset import PhantomDataset, labelled, patient_seed
+from mm.phantom.dataset import PhantomDataset, Words, labelled, language_of, patient_seed, words
 from mm.phantom.patient import draw_patient
 from mm.phantom.questions import questions
 from mm.phantom.record import render_record
@@ -22,7 +22,7 @@ class PhantomWords(Dataset[Sample]):
     """What is said of the patients of a `PhantomDataset`, index by index, with none of its inputs.
 
     In the training split language, templates and questions are drawn afresh each time (from torch's random state,
-    which differs by worker and epoch); in the others they are as in the data set itself.
+    which differs by worker and epoch); in the others they are the data set's own.
     """
 
     def __init__(self, rendered: PhantomDataset, *, record: Literal["without", "with"] = "without") -> None:
@@ -40,18 +40,28 @@ class PhantomWords(Dataset[Sample]):
         visits = patient.visits[: 1 + source.priors]
         days = visits[1].days if len(visits) > 1 else None
         findings = labelled(patient.findings, inputs=source.inputs, compared=days is not None)
-        seed = int(torch.randint(2**62, ())) if source.split == "train" else patient.seed
-        rng = np.random.default_rng([seed, 41])
-        language: Language = "zh" if rng.random() < CHINESE else "en"
-        split: text.Split = "test" if source.split == "test" else "train"
-        report = text.report(findings, language=language, days=days, split=split, rng=rng)
-        asked = questions(findings, rng=rng)
+        if source.split == "train":
+            language, said = _afresh(findings, days=days)
+        else:
+            language = language_of(patient)
+            split: text.Split = "test" if source.split == "test" else "train"
+            said = words(patient, findings, days=days, language=language, split=split)
         return Sample(
             study=str(index),
             record=parse_record(render_record(patient)) if self.record == "with" else None,
             language=language,
-            report=report,
-            text=text.filled(report, findings, days=days, language=language),
-            questions=tuple(pair.en if language == "en" else pair.zh for pair in asked),
+            report=said.report,
+            text=said.text,
+            questions=said.questions,
             truth=Truth(findings, (), None, (None,) * len(findings)),
         )
+
+
+def _afresh(findings: tuple[FindingTruth, ...], *, days: float | None) -> tuple[Language, Words]:
+    """Training templates and questions in a language, all drawn from torch's random state."""
+    rng = np.random.default_rng([int(torch.randint(2**62, ())), 41])
+    language: Language = "zh" if rng.random() < CHINESE else "en"
+    report = text.report(findings, language=language, days=days, split="train", rng=rng)
+    asked = questions(findings, rng=rng)
+    filled = text.filled(report, findings, days=days, language=language)
+    return language, Words(report, filled, tuple(pair.en if language == "en" else pair.zh for pair in asked))

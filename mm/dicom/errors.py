@@ -42,6 +42,7 @@ Reason = Literal[
     "invalid_spacing",
     "duplicate_position",
     "missing_slice",
+    "broken_slice",
     "uneven_spacing",
     "gantry_tilt",
     "shifted_slice",
@@ -79,6 +80,7 @@ REASONS: Final[dict[Reason, str]] = {
     "invalid_spacing": "PixelSpacing isn't two positive numbers",
     "duplicate_position": "two slices lie in the same place",
     "missing_slice": "a slice is missing",
+    "broken_slice": "a file of it can't be read, so it may lack a slice",
     "uneven_spacing": "the distance between slices changes",
     "gantry_tilt": "the slices are sheared against their normal (gantry tilt)",
     "shifted_slice": "a slice is shifted sideways",
@@ -101,7 +103,16 @@ class DicomError(Exception):
 
 
 class FileError(DicomError):
-    """One file is no DICOM, broken, or hostile."""
+    """One file is no DICOM, broken, or hostile.
+
+    Attributes:
+        belongs_to: StudyInstanceUID and SeriesInstanceUID where they could be read, else None. For grouping alone:
+            never part of the message.
+    """
+
+    def __init__(self, reason: Reason, place: str = "", *, belongs_to: tuple[str, str] | None = None) -> None:
+        super().__init__(reason, place)
+        self.belongs_to = belongs_to
 
 
 class PixelError(DicomError):

@@ -2,6 +2,8 @@
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +19,7 @@ from pydicom.uid import (
 
 from mm.dicom.errors import FileError
 from mm.dicom.guard import PROGRAMS, BoundedFile, count_inflated, guarded, inflate, open_file
-from mm.dicom.instance import TAGS, Instance, instance_of
+from mm.dicom.instance import TAGS, Instance, belongs_to, instance_of
 
 MAX_FRAME_PIXELS: Final = 178_956_970  # Pillow's limit of decompression bombs
 MAX_HEADER_BYTES: Final = 16 << 20
@@ -103,7 +105,8 @@ def read_header(path: Path) -> Instance:
     """The allowed elements of one file.
 
     Raises:
-        FileError: It is no DICOM file, broken, hostile, or doesn't say what it is.
+        FileError: It is no DICOM file, broken, hostile, or doesn't say what it is. Where the elements got so far, it
+            knows the series that the file belongs to.
     """
     with guarded(), open_file(path) as file:
         head = file.read(132)
@@ -116,16 +119,31 @@ def read_header(path: Path) -> Instance:
         if transfer_syntax_uid != DeflatedExplicitVRLittleEndian:
             data = read_elements(file, transfer_syntax_uid)
             offset = file.tell()
-            if offset > file.num_bytes:
-                raise FileError("truncated", "header")
-            instance = instance_of(path, data, transfer_syntax_uid, offset)
-            _check_pixels(instance, file.read(12), file.num_bytes)
+            with _of_series(data):
+                if offset > file.num_bytes:
+                    raise FileError("truncated", "header")
+                instance = instance_of(path, data, transfer_syntax_uid, offset)
+                _check_pixels(instance, file.read(12), file.num_bytes)
             return instance
         packed = behind_meta(file)
         inflated = inflate(packed, MAX_HEADER_BYTES)
         stream = io.BytesIO(inflated)
-        instance = instance_of(path, read_elements(stream, transfer_syntax_uid), transfer_syntax_uid, stream.tell())
-        limit = instance.pixel_offset + instance.num_bytes + MAX_HEADER_BYTES
-        num_bytes = count_inflated(packed, limit)
-        _check_pixels(instance, inflated[instance.pixel_offset :][:12], num_bytes)
+        data = read_elements(stream, transfer_syntax_uid)
+        with _of_series(data):
+            instance = instance_of(path, data, transfer_syntax_uid, stream.tell())
+            limit = instance.pixel_offset + instance.num_bytes + MAX_HEADER_BYTES
+            num_bytes = count_inflated(packed, limit)
+            _check_pixels(instance, inflated[instance.pixel_offset :][:12], num_bytes)
         return instance
+
+
+@contextmanager
+def _of_series(data: Dataset) -> Iterator[None]:
+    """What goes wrong inside is told with the series that the elements name."""
+    with guarded():
+        uids = belongs_to(data)
+    try:
+        with guarded():
+            yield
+    except FileError as error:
+        raise FileError(error.reason, error.place, belongs_to=uids) from None

@@ -32,6 +32,12 @@ def _upright(
     return np.ascontiguousarray(pixels), spacing
 
 
+def _is_frontal(orientation: tuple[str, ...]) -> bool:
+    """True where one axis runs from side to side and the other along the body."""
+    axes = {name for name in ("LR", "FH") for item in orientation if item[:1] and item[0] in name}
+    return len(orientation) == 2 and axes == {"LR", "FH"}
+
+
 def _spacing(instance: Instance) -> tuple[float, float] | None:
     if instance.spacing is None or not all(np.isfinite(value) and value > 0 for value in instance.spacing):
         return None
@@ -65,4 +71,5 @@ def read_image(series: Series, index: int = 0) -> Image:
         rescaled(instance, np.asarray([stored_range(instance)]), ends)
         np.subtract(ends.sum(), pixels, out=pixels)
     pixels, spacing = _upright(pixels, _spacing(instance), instance.patient_orientation)
-    return Image(pixels, spacing, instance.sop_instance_uid, instance.view, instance.laterality)
+    oriented = _is_frontal(instance.patient_orientation)
+    return Image(pixels, spacing, instance.sop_instance_uid, instance.view, instance.laterality, oriented)

@@ -163,6 +163,14 @@ def _uid(data: Dataset, keyword: str) -> str:
     return str(value)
 
 
+def belongs_to(data: Dataset) -> tuple[str, str] | None:
+    """StudyInstanceUID and SeriesInstanceUID, or None where they aren't both there."""
+    try:
+        return _uid(data, "StudyInstanceUID"), _uid(data, "SeriesInstanceUID")
+    except FileError:
+        return None
+
+
 def _kind(sop_class_uid: str, modality: str, image_type: tuple[str, ...], num_frames: int) -> Kind:
     """What a SOP class is to us (PS3.4 annex B.5)."""
     tail = sop_class_uid.removeprefix(STORAGE)

@@ -7,7 +7,7 @@ a patient are left out of every `repr`.
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,9 @@ class Rejected:
     path: Path = field(repr=False)
     reason: Reason
     place: str = ""
+    study_instance_uid: str = field(default="", repr=False)
+    series_instance_uid: str = field(default="", repr=False)
+    """Of the series that the file belongs to, "" where that couldn't be read; for grouping, never shown."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,6 @@ class Study:
     accession_number: str = field(repr=False)
     series: tuple[Series, ...]
 
-    @property
-    def folder(self) -> Path:
-        """The deepest folder that holds all its files."""
-        parents = [str(path.parent) for series in self.series for path in series.files]
-        return Path(os.path.commonpath(parents))
-
 
 @dataclass(frozen=True)
 class Scan:
@@ -169,6 +166,13 @@ def _series(uid: str, part: int, instances: list[Instance]) -> Series:
     return Series(uid, part, first.modality, first.kind, tuple(instances), reason, place, spacing, affine)
 
 
+def _lacking(series: Series) -> Series:
+    """A volume refused because one of its files is: without its first or last slice it would still look regular."""
+    if series.kind != "volume" or series.refused is not None:
+        return series
+    return replace(series, refused="broken_slice", place="", affine=None)
+
+
 def _likeness(item: Instance) -> tuple[object, ...]:
     """Instances that differ in this are different stacks, whatever their SeriesInstanceUID says."""
     try:
@@ -213,20 +217,29 @@ def scan(folder: str | Path) -> Scan:
             if instance.sop_instance_uid in seen:
                 raise FileError("duplicate_instance")
         except DicomError as error:
-            rejected.append(Rejected(path, error.reason, error.place))
+            uids = (error.belongs_to if isinstance(error, FileError) else None) or ("", "")
+            rejected.append(Rejected(path, error.reason, error.place, *uids))
             continue
         seen.add(instance.sop_instance_uid)
         studies[instance.study_instance_uid].append(instance)
+    broken = {(item.study_instance_uid, item.series_instance_uid) for item in rejected}
     kept: list[Study] = []
     for study_uid, instances in sorted(studies.items()):
-        if len(patients[study_uid]) > 1:
-            rejected += [Rejected(item.path, "two_patients") for item in instances]
+        named = patients[study_uid] - {""}  # some modality that leaves PatientID empty is no second patient
+        if len(named) > 1:
+            rejected += [
+                Rejected(item.path, "two_patients", "", study_uid, item.series_instance_uid) for item in instances
+            ]
             continue
         by_series: dict[str, list[Instance]] = defaultdict(list)
         for item in instances:
             by_series[item.series_instance_uid].append(item)
-        series = tuple(part for uid, items in sorted(by_series.items()) for part in _split(uid, items))
+        series = tuple(
+            _lacking(part) if (study_uid, uid) in broken else part
+            for uid, items in sorted(by_series.items())
+            for part in _split(uid, items)
+        )
         date = max(item.study_date for item in instances)
         accession = max(item.accession_number for item in instances)
-        kept.append(Study(study_uid, instances[0].patient_id, date, accession, series))
+        kept.append(Study(study_uid, max(named, default=""), date, accession, series))
     return Scan(root, tuple(kept), tuple(sorted(rejected, key=lambda item: item.path)))

@@ -76,6 +76,7 @@ class Image:
         sop_instance_uid: The instance it came from.
         view: ViewPosition ("PA", "AP", "LL", ...) or "".
         laterality: ImageLaterality or Laterality ("L", "R", "U", "B") or "".
+        oriented: True where PatientOrientation says which edge is the patient's left. Without it nobody can tell.
     """
 
     pixels: Float[np.ndarray, "Y X"]
@@ -83,6 +84,7 @@ class Image:
     sop_instance_uid: str
     view: str = ""
     laterality: str = ""
+    oriented: bool = False
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 2 or min(self.pixels.shape) < 1:

@@ -93,7 +93,11 @@ class TextEncoder(nn.Module):
 def _named(name: str, pretrained: str | None) -> TextTransformer:
     if name not in open_clip.list_models():
         raise ValueError(f"name must be one of open_clip's models (open_clip.list_models()), got {name!r}")
-    network = open_clip.create_model(name, pretrained=pretrained, force_custom_text=True).text
+    config = open_clip.get_model_config(name) or {}
+    if "hf_model_name" in config.get("text_cfg", {}):  # its tower would be fetched from the network
+        raise ValueError(f"name must be an open_clip model with a text transformer of its own, got {name!r}")
+    device = torch.get_default_device()  # open_clip would move a model that has no memory yet
+    network = open_clip.create_model(name, pretrained=pretrained, force_custom_text=True, device=device).text
     if not isinstance(network, TextTransformer) or network.attn_mask is None or network.cls_emb is not None:
         raise ValueError(f"name must be an open_clip model with a causal text transformer of its own, got {name!r}")
     return network

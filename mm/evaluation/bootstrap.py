@@ -1,5 +1,6 @@
 """Percentile bootstrap over studies (Efron and Tibshirani, 1993, chapter 13)."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,11 +16,9 @@ class Score:
     low: float
     high: float
 
-    def contains(self, value: float) -> bool:
-        """Whether `value` lies in the interval."""
-        return self.low <= value <= self.high
-
     def __str__(self) -> str:
+        if math.isnan(self.value):
+            return "-"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 

@@ -1,18 +1,26 @@
 """`mm evaluate`: an evaluation from its YAML, run, and written as results.json, results.md and a plot."""
 
+import importlib.util
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+from rich.progress import track
 
 import mm
-from mm.training.trust import TRUSTED, restrict_imports
+from mm.errors import one_line, read_yaml
+from mm.trust import TRUSTED, restrict_imports
 
+Item = TypeVar("Item")
+EXTRA: Final = ("matplotlib", "sacrebleu", "sklearn")
+"""Packages of the extra `evaluate`; looked for before an hour's work, not behind it."""
 NOTICE: Final = "Research software, not a medical device. Scores on procedural patients say nothing of real ones."
 
 
@@ -67,15 +75,18 @@ def run_evaluation(name: str | Path, out: Path, *, overrides: Sequence[str] = ()
 
     Raises:
         ValueError: An unknown file, class, option or value.
+        ImportError: A package of the extra `evaluate` isn't installed.
     """
     path = mm.shipped(name)
     evaluation = build(path, overrides=overrides, trust=trust)
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"to evaluate needs {', '.join(missing)}: pip install 'mm-report[evaluate]'")
     out.mkdir(parents=True, exist_ok=True)
     results = evaluation.run()
-    (out / "results.json").write_text(
-        json.dumps({"facts": results.facts, "scores": results.scores}, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
+    content = without_nan({"facts": results.facts, "scores": results.scores})
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    (out / "results.json").write_text(text + "\n", encoding="utf-8")
     page = results.markdown()
     (out / "results.md").write_text(page, encoding="utf-8")
     if results.bars:
@@ -98,10 +109,7 @@ def build(path: Path, *, overrides: Sequence[str] = (), trust: Sequence[str] = (
     import mm.evaluation.on_reports
     import mm.evaluation.on_retrieval  # noqa: F401  # the three imports make the short names known
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name}: not YAML") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or set(content) != {"evaluation"}:
         raise ValueError(f"{path.name}: an evaluation has one key, 'evaluation', with class_path and init_args")
     entry = content["evaluation"]
@@ -120,17 +128,40 @@ def build(path: Path, *, overrides: Sequence[str] = (), trust: Sequence[str] = (
         key, separator, value = override.partition("=")
         if not separator:
             raise ValueError(f"override {override!r}: KEY=VALUE is accepted")
-        arguments[key] = yaml.safe_load(value)
+        try:
+            arguments[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"override {override!r}: the value is not YAML") from error
     restrict_imports(trust)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--evaluation", type=Evaluation)
     try:
         parsed = parser.parse_object({"evaluation": {"class_path": class_path, "init_args": arguments}})
         made = parser.instantiate(parsed).evaluation
-    except ArgumentError as error:
-        raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from error
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(f"{path.name}: {one_line(str(error))}") from error
     assert isinstance(made, Evaluation)
     return made
+
+
+def without_nan(value: Any) -> Any:
+    """The same with null for what isn't defined (a recall without positives): JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def tracked(items: Sequence[Item], *, what: str) -> Iterable[Item]:
+    """The items one after the other, with a bar where standard error is a terminal."""
+    console = Console(stderr=True)
+    return track(items, description=what, console=console, disable=not console.is_terminal)
+
+
+def batches(size: int, batch_size: int) -> list[range]:
+    """The numbers 0 to size - 1 in batches."""
+    return [range(start, min(start + batch_size, size)) for start in range(0, size, batch_size)]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -148,8 +179,10 @@ def _plot(results: Results, file: Path) -> None:
     figure = Figure(figsize=(7, 0.42 * len(results.bars) + 1.2), layout="constrained")
     axes = figure.subplots()
     for place, (label, value, low, high) in enumerate(results.bars):
-        axes.barh(place, value, color="#9db4c0" if label.startswith("baseline") else "#1f6f8b", height=0.65)
-        axes.plot([low, high], [place, place], color="#222", linewidth=1.2)
+        rival = label.startswith(("baseline", "control"))
+        axes.barh(place, value, color="#9db4c0" if rival else "#1f6f8b", height=0.65)
+        if low < high:
+            axes.plot([low, high], [place, place], color="#222", linewidth=1.2)
         axes.text(max(value, high) + 0.01, place, f"{value:.3f}", va="center", fontsize=8)
     axes.set_yticks(range(len(results.bars)), [bar[0] for bar in results.bars], fontsize=8)
     axes.invert_yaxis()

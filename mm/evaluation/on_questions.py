@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from rich.progress import track
 
 import mm
 from mm.batch import Question, Sample
@@ -12,7 +11,7 @@ from mm.data.collate import collate
 from mm.data.readers import open_split, open_words
 from mm.data.spec import load_spec
 from mm.evaluation.bootstrap import Score
-from mm.evaluation.evaluate import Evaluation, Results, table
+from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
 from mm.evaluation.vqa import VqaScores, most_frequent, question_only, vqa_scores
 
 
@@ -51,8 +50,8 @@ class VqaEvaluation(Evaluation):
         size = len(test)  # type: ignore[arg-type]  # every dataset of ours is sized
         asked: list[Question] = []
         answers: list[str] = []
-        for start in track(range(0, size, self.batch_size), description="questions"):
-            samples = [test[index] for index in range(start, min(start + self.batch_size, size))]
+        for part in tracked(batches(size, self.batch_size), what="questions"):
+            samples = [test[index] for index in part]
             asked += [question for sample in samples for question in sample.questions]
             # The answers stay here: the model gets the questions alone.
             blind = [_without_answers(sample) for sample in samples]
@@ -61,8 +60,7 @@ class VqaEvaluation(Evaluation):
             )
             with torch.inference_mode():
                 answers += [loaded.tokenizer.decode(ids) for ids in loaded.model.answer(batch).rows()]
-        words = open_words(self.spec, "train", studies=self.baseline_studies)
-        learnt = [q for index in range(len(words)) for q in words[index].questions]  # type: ignore[arg-type]
+        learnt = self._learnt()
         rows = {
             "ours": vqa_scores(answers, asked),
             "baseline: most frequent answer": vqa_scores(most_frequent(learnt, asked), asked),
@@ -82,8 +80,15 @@ class VqaEvaluation(Evaluation):
                 )
             },
             bars=[(name, row.overall.value, row.overall.low, row.overall.high) for name, row in rows.items()],
-            axis="share of exact answers",
+            axis="share of exact answers (line: 95 % bootstrap interval)",
         )
+
+    def _learnt(self) -> list[Question]:
+        """Training questions and answers, the same in every run."""
+        words = open_words(self.spec, "train", studies=self.baseline_studies)
+        with torch.random.fork_rng(devices=()):  # the wording of phantom patients is drawn from torch's state
+            torch.manual_seed(0)
+            return [q for index in range(len(words)) for q in words[index].questions]  # type: ignore[arg-type]
 
 
 def _without_answers(sample: Sample) -> Sample:

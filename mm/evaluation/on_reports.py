@@ -7,7 +7,6 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool
-from rich.progress import track
 
 import mm
 from mm import ontology
@@ -15,7 +14,7 @@ from mm.batch import Batch, Language, Modality, Sample
 from mm.data.collate import collate
 from mm.evaluation import baselines
 from mm.evaluation.bootstrap import Score, bootstrap
-from mm.evaluation.evaluate import Evaluation, Results, table
+from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
 from mm.evaluation.labels import labels
 from mm.evaluation.reports import (
     Agreement,
@@ -36,8 +35,7 @@ from mm.phantom.text import report as reference_report
 from mm.report.text import fill, join
 from mm.training.checkpoint import Loaded
 
-Removed = Literal["audio", "record", "priors", "image"]
-_CHANGES: Final = ("new", "larger", "stable", "smaller")
+_CHANGES: Final = tuple(name for name in ontology.CHANGES if name != "unknown")
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,8 @@ class ReportEvaluation(Evaluation):
         loaded = mm.load(self.checkpoint)
         patients = PhantomDataset(studies=self.studies, seed=self.seed, split="test")
         seen, judged, answers = [], [], _Answers()
-        for start in track(range(0, self.studies, self.batch_size), description="reports"):
-            samples = [patients[index] for index in range(start, min(start + self.batch_size, self.studies))]
+        for part in tracked(batches(self.studies, self.batch_size), what="reports"):
+            samples = [patients[index] for index in part]
             seen += [baselines.shallow_features(sample) for sample in samples]
             judged += self._judge(loaded, samples)
             answers.add(loaded, self._batch(loaded, samples), samples)
@@ -144,7 +142,7 @@ class ReportEvaluation(Evaluation):
     def _baselines(self, shallow: np.ndarray, truth: Bool[np.ndarray, "N K"]) -> dict[str, Bool[np.ndarray, "N K"]]:
         patients = PhantomDataset(studies=self.baseline_studies, seed=self.baseline_seed, split="train", priors=0)
         features, known = [], []
-        for index in track(range(self.baseline_studies), description="baselines"):
+        for index in tracked(range(self.baseline_studies), what="baselines"):
             sample = patients[index]
             features.append(baselines.shallow_features(sample))
             known.append(baselines.truth_labels([sample])[0])
@@ -252,7 +250,7 @@ class ReportEvaluation(Evaluation):
             tables=tables,
             bars=[("ours, from the text", *_bar(macro["text"])), ("ours, from the head", *_bar(macro["head"]))]
             + [(f"baseline: {name}", *_bar(macro[name])) for name in rivals],
-            axis="macro-F1 over findings (bars: 95 % bootstrap interval)",
+            axis="macro-F1 over findings (line: 95 % bootstrap interval)",
         )
 
     def _normal_report(self) -> str:
@@ -279,6 +277,7 @@ class _Answers:
         self.truth: list[np.ndarray] = []
         self.only_image: list[bool] = []
         self.change: list[np.ndarray] = []
+        # By the modality that was taken away.
         self.present: dict[str, list[np.ndarray]] = {name: [] for name in ("all", "audio", "record", "image")}
         self.changed: dict[str, list[np.ndarray]] = {name: [] for name in ("all", "priors")}
 
@@ -306,8 +305,7 @@ class _Answers:
                 found = head.probability(outputs.presence) >= head.threshold
                 self.present[name] += list(found.cpu().numpy())
             if name in self.changed:
-                # A forced choice: "unknown" is no answer, and without a prior every class is as likely.
-                self.changed[name] += list(outputs.change[..., 1:].argmax(-1).cpu().numpy() + 1)
+                self.changed[name] += list(outputs.change.float().cpu().numpy())
 
     def labels(self) -> Bool[np.ndarray, "N K"]:
         """Truth of presence."""
@@ -339,29 +337,21 @@ class _Answers:
                     0.5,
                 )
             )
-        change = np.stack(self.change)
-        classes = [ontology.CHANGES.index(name) for name in _CHANGES]
-        kept = np.isin(change, classes)
-        result.append(
-            Bound(
-                "change class of a finding that is there (4 classes)",
-                "priors",
-                _balanced(np.stack(self.changed["all"])[kept], change[kept]),
-                _balanced(np.stack(self.changed["priors"])[kept], change[kept]),
-                0.25,
-            )
-        )
-        every = change > 0
-        result.append(
-            Bound(
-                "change class, resolved included (5 classes)",
-                "priors",
-                _balanced(np.stack(self.changed["all"])[every], change[every]),
-                _balanced(np.stack(self.changed["priors"])[every], change[every]),
-                0.2,
-            )
-        )
+        there = tuple(name for name in _CHANGES if name != "resolved")
+        result.append(self._change("change class of a finding that is there (4 classes)", there))
+        result.append(self._change("change class, resolved included (5 classes)", _CHANGES))
         return result
+
+    def _change(self, fact: str, names: tuple[str, ...]) -> Bound:
+        """A forced choice among classes: "unknown" is no answer, and without a prior all are as likely."""
+        truth = np.stack(self.change)
+        classes = np.array([ontology.CHANGES.index(name) for name in names])
+        kept = np.isin(truth, classes)
+        with_it, without = (
+            _balanced(classes[np.stack(self.changed[name])[..., classes].argmax(-1)][kept], truth[kept])
+            for name in ("all", "priors")
+        )
+        return Bound(fact, "priors", with_it, without, 1 / len(names))
 
 
 def _balanced(predicted: np.ndarray, truth: np.ndarray) -> Score:

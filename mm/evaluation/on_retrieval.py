@@ -4,11 +4,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from rich.progress import track
 
 import mm
 from mm.data.collate import collate
-from mm.evaluation.evaluate import Evaluation, Results, table
+from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
 from mm.evaluation.retrieval import Retrieval, equal_texts, retrieval, shuffled
 from mm.phantom.dataset import PhantomDataset
 from mm.phantom.table import table_digest
@@ -35,8 +34,8 @@ class RetrievalEvaluation(Evaluation):
         kept = loaded.preprocessing
         patients = PhantomDataset(studies=self.studies, seed=self.seed, split="test")
         images, words, texts = [], [], []
-        for start in track(range(0, self.studies, self.batch_size), description="retrieval"):
-            samples = [patients[index] for index in range(start, min(start + self.batch_size, self.studies))]
+        for part in tracked(batches(self.studies, self.batch_size), what="retrieval"):
+            samples = [patients[index] for index in part]
             texts += [sample.text for sample in samples]
             batch = collate(samples, loaded.tokenizer, rows=(), max_words=kept.max_words, max_text=kept.max_text)
             assert batch.text is not None

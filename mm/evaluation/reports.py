@@ -163,7 +163,8 @@ def nodule_matches(
             continue
         if t in matched:
             distance, f = matched[t]
-            result.append((abs(round(place[0]) - round(float(found[f][0]))), distance))
+            slices = abs(round(float(place[0])) - round(float(found[f][0])))
+            result.append((float(slices), distance))
         else:
             result.append(None)
     return result

@@ -38,7 +38,13 @@ def ranks(
     read from the same product as the scores it is compared with: a second product may round otherwise, and a
     perfect model would then lose to itself. An item that ties with the match counts half a place ahead,
     rounded up, so that constant embeddings score chance.
+
+    Raises:
+        ValueError: An embedding isn't finite: nothing is ahead of NaN, so it would score as perfect.
     """
+    for name, values in (("queries", queries), ("items", items)):
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got {int((~values.isfinite()).any(1).sum())} rows that aren't")
     num_items = len(items)
     result = torch.empty(len(queries), dtype=torch.long)
     for start in range(0, len(queries), tile):

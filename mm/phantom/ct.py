@@ -27,10 +27,6 @@ from mm.phantom.table import TABLE
 FAT_HU = -95.0
 
 
-NOISE_TAP = {"soft": 0.9, "standard": 0.45, "sharp": -0.25}
-"""Weight of the neighbour in the filter that gives each kernel its noise texture."""
-
-
 @dataclass(frozen=True)
 class Rendered:
     """A CT on its scanner's grid.
@@ -260,7 +256,7 @@ def _table(anatomy: Anatomy, lattice: Lattice, voxels: Field, gap: float) -> Non
 
 def _scan(voxels: Field, scanner: Scanner, rng: np.random.Generator) -> None:
     """Noise, miscalibration and rounding, in place."""
-    tap = NOISE_TAP[scanner.kernel]
+    tap = dict(TABLE.noise_tap)[scanner.kernel]
     grain = rng.standard_normal(voxels.shape, dtype=np.float32)
     grain[:, 1:] += tap * grain[:, :-1]
     grain[:, :, 1:] += tap * grain[:, :, :-1]

@@ -115,7 +115,7 @@ class PhantomDataset(torch.utils.data.Dataset[Sample]):
         visits = patient.visits[: 1 + self.priors] if "volume" in self.inputs else ()
         days = visits[1].days if len(visits) > 1 else None
         findings = labelled(patient.findings, inputs=self.inputs, compared=days is not None)
-        language: Language = "en" if _rng(patient).random() < ENGLISH else "zh"
+        language = language_of(patient)
         said = words(patient, findings, days=days, language=language, split="test" if self.split == "test" else "train")
         scans = [
             visit_sample(
@@ -155,6 +155,11 @@ def patient_seed(seed: int, index: int) -> int:
 def header(patient: Patient, visit: int) -> Header:
     """The identifiers of a visit."""
     return Header.of(seed=patient.seed, visit=visit, days=patient.visits[visit].days, sex=patient.sex, age=patient.age)
+
+
+def language_of(patient: Patient) -> Language:
+    """The language that is spoken of a patient."""
+    return "en" if _rng(patient).random() < ENGLISH else "zh"
 
 
 def labelled(

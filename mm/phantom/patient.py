@@ -158,7 +158,6 @@ class Patient:
         seed: Everything follows from it.
         sex: F or M.
         age: In years.
-        height_m: Body height.
         habitus: 0 (lean) to 1 (obese).
         visits: 1 to 4.
         sounds: One a site, in the order of `mm.ontology.SOUND_SITES`.
@@ -169,7 +168,6 @@ class Patient:
     seed: int
     sex: Sex
     age: int
-    height_m: float
     habitus: float
     visits: tuple[Visit, ...]
     sounds: tuple[SiteSound, ...]
@@ -211,8 +209,7 @@ def draw_patient(seed: int) -> Patient:
         Visit(day, step.anatomy, step.lesions, step.findings + (tuple(extra) if index == 0 else ()), scanner)
         for index, (day, step, scanner) in enumerate(zip(days, course, scanners, strict=True))
     )
-    height = float(rng.normal(1.76 if sex == "M" else 1.64, 0.07))
-    return Patient(seed, sex, age, height, habitus, visits, sounds, record, machine)
+    return Patient(seed, sex, age, habitus, visits, sounds, record, machine)
 
 
 def _uniform(rng: np.random.Generator, limits: Range) -> float:
@@ -276,9 +273,9 @@ def _draw_sounds(rng: np.random.Generator) -> tuple[tuple[SiteSound, ...], bool]
                 wheeze_db=wheeze if index in affected and kind != 1 else None,
                 wheeze_hz=float(pitch * rng.uniform(0.95, 1.05)),
                 crackle_db=crackle if index in affected and kind != 0 else None,
-                crackles=int(rng.integers(3, 12)),
+                crackles=int(rng.integers(*TABLE.crackles)),
                 mimic=mimic,
-                mimic_db=float(rng.uniform(0.0, 15.0)),
+                mimic_db=_uniform(rng, TABLE.mimic_db),
             )
         )
     return tuple(sounds), obstructed

@@ -82,6 +82,9 @@ class Table:
     """How many of the four sites carry it."""
     sound_mimic: float = 0.35
     """Share of sites with speech, a hum or rubbing, obstructed or not."""
+    mimic_db: Range = (0.0, 15.0)
+    crackles: tuple[int, int] = (3, 12)
+    """How many in a breath: from the first up to, and without, the second."""
 
     # ----------------------------------------------------------------------------------------------- change
     priors: tuple[float, ...] = (0.45, 0.35, 0.12, 0.08)
@@ -116,6 +119,8 @@ class Table:
     oblique_deg: Range = (-4.0, 4.0)
     off_center_mm: Range = (-14.0, 14.0)
     noise_hu: Range = (8.0, 40.0)  # log
+    noise_tap: tuple[tuple[str, float], ...] = (("soft", 0.9), ("standard", 0.45), ("sharp", -0.25))
+    """By kernel: weight of the neighbour in the filter that gives the noise its texture."""
     hu_offset: Range = (-8.0, 8.0)
     table: float = 0.85
     xray_spacing_mm: Range = (1.35, 1.5)
@@ -128,6 +133,13 @@ class Table:
     xray_opacity_ml: float = 20.0
     xray_effusion_ml: float = 100.0
     xray_pneumothorax_percent: float = 4.0
+    xray_seen_mm: tuple[tuple[str, float], ...] = (
+        ("consolidation", 10.0),
+        ("atelectasis", 8.0),
+        ("effusion", 14.0),
+        ("pneumothorax", 9.0),
+    )
+    """Path length from which a pixel belongs to a region's mask."""
 
     # ------------------------------------------------------------------------------------------- the record
     infected: tuple[tuple[str, float, float], ...] = (

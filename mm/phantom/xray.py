@@ -34,8 +34,6 @@ WATER_PER_MM = 0.0195
 """Linear attenuation of water at the mean energy of a chest radiograph (about 70 keV)."""
 COARSE_MM = (2.8, 7.0, 2.8)
 RIB_HALF_MM = 6.0
-SEEN_MM = {"consolidation": 10.0, "atelectasis": 8.0, "effusion": 14.0, "pneumothorax": 9.0}
-"""Path length from which a pixel belongs to a region's mask."""
 
 Pixels = Float32[np.ndarray, "Y X"]
 
@@ -127,9 +125,10 @@ def _marks(lung: Lung, visit: Visit, side: BodySide) -> Int32[np.ndarray, "Z X"]
     shown = {item.code for item in visit.findings if item.side == side and item.image_center_mm is not None}
     marks = np.zeros((lung.bits.shape[0], lung.bits.shape[2]), np.int32)
     if lung.bits.any():
-        for code in shown & SEEN_MM.keys():
-            length = ((lung.bits & bit(code)) > 0).sum(1) * COARSE_MM[1]
-            marks |= np.where(length >= SEEN_MM[code], bit(code), 0).astype(np.int32)
+        for code, least in TABLE.xray_seen_mm:
+            if code in shown:
+                length = ((lung.bits & bit(code)) > 0).sum(1) * COARSE_MM[1]
+                marks |= np.where(length >= least, bit(code), 0).astype(np.int32)
     return marks
 
 

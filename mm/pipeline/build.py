@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import mm
 import mm.pipeline.generate
 import mm.pipeline.load
 import mm.pipeline.write  # the three imports make the short names known
+from mm.errors import one_line, read_yaml
 from mm.pipeline.generate import GenerateReport
 from mm.pipeline.stage import Pipeline, Stage, Writer
-from mm.training.trust import TRUSTED, restrict_imports
+from mm.trust import TRUSTED, restrict_imports
 
 KEYS: Final = ("stages", "writers")
 
@@ -64,10 +64,8 @@ def build_pipeline(name: str | Path, *, trust: Sequence[str] = (), checkpoint: s
         parsed = parser.parse_object({key: content[key] for key in KEYS})
         made = parser.instantiate(parsed)
         pipeline = Pipeline(tuple(made.stages), tuple(made.writers))
-    except ArgumentError as error:
-        raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from error
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(f"{path.name}: {one_line(str(error))}") from error
     writing = [stage for stage in pipeline.stages if isinstance(stage, GenerateReport)]
     if len(writing) != 1:
         raise ValueError(f"{path.name}: exactly one GenerateReport is accepted, got {len(writing)}")
@@ -122,12 +120,7 @@ def _subclasses(base: type) -> list[type]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"{path.name}{where}: not YAML") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in KEYS):
         raise ValueError(f"{path.name}: a pipeline has two lists, {' and '.join(KEYS)}; this file has not")
     for key in content:

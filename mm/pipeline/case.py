@@ -4,20 +4,27 @@
 Everything else in a case is pseudonymous.
 """
 
+import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
 
+import mm
 from mm.batch import Record
+from mm.dicom.errors import DicomError
 from mm.dicom.resample import Grid
 from mm.dicom.scan import Study
 from mm.dicom.volume import Image, Volume
 from mm.pipeline.pseudonym import Pseudonyms
 from mm.report.evidence import Stack
 from mm.report.schema import INPUTS, InputName, InputUsed, Report, SeriesUsed
+
+PACKAGE: Final = Path(mm.__file__).parent
+PASSING: Final = ("missing_decoder", "unreadable", "changed")
+"""Reasons that lie outside the files: what fails by them is tried again."""
 
 
 class InputError(Exception):
@@ -109,6 +116,36 @@ class LoadedImage:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a study has no report: a stable reason (or a type's name) and the place, never a message.
+
+    Attributes:
+        reason: A stable word, or the name of an error's type.
+        place: File and line of this package, and where in the stack.
+        lasting: The same files would fail again; False where the machine may be to blame.
+    """
+
+    reason: str
+    place: str
+    lasting: bool = True
+
+    @classmethod
+    def of(cls, error: Exception) -> "Failure":
+        """Type and place. The message is left behind: it may quote what the file says of the patient."""
+        known = isinstance(error, DicomError | InputError)
+        reason = error.reason if isinstance(error, DicomError | InputError) else type(error).__name__
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+        last = (ours or list(frames))[-1]
+        path = Path(last.filename)
+        place = f"{path.relative_to(PACKAGE.parent) if ours else path.name}:{last.lineno}"
+        if isinstance(error, DicomError) and error.place:
+            place = f"{place}, {error.place}"
+        lasting = reason not in PASSING if known else not isinstance(error, OSError | MemoryError)
+        return cls(reason, place, lasting and "OutOfMemory" not in reason)
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What has been loaded of a study so far.
 
@@ -119,6 +156,7 @@ class Inputs:
         record: The clinical record.
         series: Facts of every series read.
         told: One row for each input that a stage has looked for.
+        failure: Of the first picture that can't be read; the study's own, if there is no other to report.
     """
 
     volumes: tuple[LoadedVolume, ...] = ()
@@ -127,6 +165,17 @@ class Inputs:
     record: Record | None = None
     series: tuple[SeriesUsed, ...] = ()
     told: tuple[InputUsed, ...] = ()
+    failure: Failure | None = None
+
+    @property
+    def pictured(self) -> bool:
+        """True with a volume or an image: without either there is nothing to report."""
+        return bool(self.volumes) or self.image is not None
+
+    def lack(self, name: InputName, error: DicomError) -> "Inputs":
+        """The same, told that a picture can't be read."""
+        told = self.tell(name, count=0, reason=error.reason)
+        return replace(told, failure=told.failure or Failure.of(error))
 
     def tell(self, name: InputName, *, count: int, reason: str | None = None, detail: tuple[str, ...] = ()) -> "Inputs":
         """The same with a row on one input; without a reason a missing one is "absent"."""
@@ -137,14 +186,6 @@ class Inputs:
         """One row for every kind of input, in a fixed order."""
         told = {row.name: row for row in self.told}
         return tuple(told.get(name, InputUsed(name, False, "not_in_pipeline")) for name in INPUTS)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a study has no report: a stable reason (or a type's name) and the place, never a message."""
-
-    reason: str
-    place: str
 
 
 @dataclass(frozen=True)

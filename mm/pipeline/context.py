@@ -44,9 +44,11 @@ def read_context(path: Path, found: Scan) -> dict[str, ContextRow]:
     rows: dict[str, ContextRow] = {}
     for line, row in _rows(path):
         where = f"--context {path.name} line {line}"
-        unknown = sorted(name for name in row if name not in COLUMNS)
+        unknown = [name for name in row if name not in COLUMNS]
         if unknown:
-            raise ValueError(f"{where}: unknown column {unknown[0]!r}; accepted: {', '.join(COLUMNS)}")
+            # Not its name: the first row of a table without a header is a patient's.
+            column = list(row).index(unknown[0]) + 1
+            raise ValueError(f"{where}: unknown column (number {column}); accepted: {', '.join(COLUMNS)}")
         uid, number = (str(row.get(key) or "").strip() for key in KEYS)
         if not uid and not number:
             raise ValueError(f"{where}: needs a StudyInstanceUID or an AccessionNumber")

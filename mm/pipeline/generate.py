@@ -83,7 +83,7 @@ class GenerateReport(Stage):
         ]
 
     def _report(self, case: Case, generated: list[GeneratedReport]) -> Report:
-        detected = [_rounded(item) for item in generated[0].findings]
+        detected = [_rounded(_told_side(item, case)) for item in generated[0].findings]
         findings = tuple(locate(item, case) for item in detected)
         days = min((float(item.days) for item in case.inputs.volumes[1:]), default=None)
         sentences = tuple(
@@ -120,12 +120,12 @@ class GenerateReport(Stage):
 
     def _identity(self, case: Case) -> ModelIdentity:
         card = self.loaded.card
-        demonstration = "demonstration" in f"{card.name} {card.description}".lower() or card.name == "default"
+        demonstration = card.kind == "demonstration"
         makers = [series.manufacturer.lower() for series in case.inputs.series]
         domain: Domain = "outside" if demonstration and not all("phantom" in maker for maker in makers) else "inside"
         return ModelIdentity(
             name=card.name,
-            kind="demonstration" if demonstration else "trained",
+            kind=card.kind,
             sha256=self.loaded.identity.sha256,
             ontology=ontology.digest(),
             domain=domain,
@@ -197,6 +197,17 @@ def illustrate(index: int, finding: ReportedFinding, case: Case) -> list[KeyImag
 def _readable(text: str) -> str:
     """One line; a decoder over bytes can write what no reader should be shown."""
     return " ".join("".join(letter for letter in text if letter.isprintable() or letter.isspace()).split())
+
+
+def _told_side(detected: DetectedFinding, case: Case) -> DetectedFinding:
+    """Without a side where only a radiograph shows the finding and its header doesn't say which side is left."""
+    image = case.inputs.image
+    if image is None or image.image.oriented or detected.pixel is None:
+        return detected
+    if detected.voxel is None:
+        return replace(detected, side="none")
+    # Pictures are paired by side.
+    return detected if detected.side == "none" else replace(detected, pixel=None)
 
 
 def _rounded(detected: DetectedFinding) -> DetectedFinding:

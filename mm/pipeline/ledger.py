@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from mm.pipeline.files import discard_folder, replace_folder, write_atomically
+from mm.files import discard_folder, replace_folder, write_atomically
 from mm.pipeline.stage import Writer
 from mm.report.schema import Report
 
@@ -32,6 +32,8 @@ class Line:
         reason: A stable word, or the name of an error's type; None when done.
         place: Where it went wrong, or None.
         seconds: Its share of the time, or None where a kill lost it.
+        fingerprint: Of a failure, what it failed on: the same need not be tried again. None where another try may
+            do better.
     """
 
     study: str
@@ -39,6 +41,7 @@ class Line:
     reason: str | None = None
     place: str | None = None
     seconds: float | None = None
+    fingerprint: str | None = None
 
 
 class Ledger:
@@ -59,6 +62,11 @@ class Ledger:
             return (self._out / study / FINGERPRINT).read_text(encoding="ascii").strip() == fingerprint
         except (OSError, UnicodeDecodeError):
             return False
+
+    def failed(self, study: str, fingerprint: str) -> Line | None:
+        """The recorded failure of the very same study, or None."""
+        line = self._lines.get(study)
+        return line if line is not None and line.status == "failed" and line.fingerprint == fingerprint else None
 
     def place(self, report: Report, fingerprint: str, writers: Sequence[Writer]) -> None:
         """Writes a report's folder aside and moves it to its place."""
@@ -99,13 +107,16 @@ class Ledger:
 
 @contextmanager
 def open_ledger(out: Path) -> Iterator[Ledger]:
-    """The ledger of a folder, for one process at a time.
+    """The ledger of a folder, for one process at a time; take it before anything else in the folder is touched.
 
     Raises:
         ValueError: Another run is writing there.
         OSError: No right to write.
     """
-    lock = out / "private" / "lock"
+    private = out / "private"
+    private.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.chmod(0o700)
+    lock = private / "lock"
     lock.touch(mode=0o600)
     with lock.open("w") as file:
         if sys.platform != "win32":

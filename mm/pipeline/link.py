@@ -2,17 +2,19 @@
 
 import hashlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import date
-from functools import cache
 from pathlib import Path
 
-from mm.dicom.header import read_header
 from mm.dicom.scan import Scan, Study
+from mm.files import file_digest
 from mm.pipeline.case import ContextRow, PriorSource, Source
 from mm.pipeline.load import record_file, sound_files
 from mm.pipeline.pseudonym import Pseudonyms
+
+logger = logging.getLogger(__name__)
 
 
 def link(found: Scan, rows: Mapping[str, ContextRow], pseudonyms: Pseudonyms, directory: Path) -> dict[str, Source]:
@@ -32,6 +34,12 @@ def link(found: Scan, rows: Mapping[str, ContextRow], pseudonyms: Pseudonyms, di
         study, row = studies[uid], rows.get(uid)
         if row is not None and row.priors is not None:
             earlier = [studies[prior] for prior in row.priors]
+            undated = sum(_date(other) is None for other in earlier) if _date(study) is not None else len(earlier)
+            if undated:
+                logger.warning("--context: %d priors of a study are not used: without a StudyDate", undated)
+            late = len(earlier) - undated - len(_priors(study, earlier))
+            if late > 0:
+                logger.warning("--context: %d priors of a study are not used: not made before it", late)
         else:
             earlier = patients.get(study.patient_id, [])
         sources[uid] = Source(study, _priors(study, earlier), beside[uid], row, pseudonyms)
@@ -99,41 +107,54 @@ def _files(study: Study) -> tuple[Path, ...]:
 
 def refused_studies(found: Scan) -> tuple[str, ...]:
     """StudyInstanceUIDs under which two patients lie; `scan` refuses all of their files."""
-    mixed = (item.path for item in found.rejected if item.reason == "two_patients")
-    return tuple(sorted({read_header(path).study_instance_uid for path in mixed}))
+    return tuple(sorted({item.study_instance_uid for item in found.rejected if item.reason == "two_patients"}))
 
 
-def fingerprint(source: Source, *, checkpoint: str, pipeline: str, version: str) -> str:
+class Digests:
+    """SHA-256 of studies' files: a prior is asked for again and again. For one run; later the files may differ."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, ...], str] = {}
+
+    def study(self, files: tuple[Path, ...]) -> str:
+        """Of a study's files, whatever their names and order.
+
+        Raises:
+            OSError: A file has gone.
+        """
+        if files not in self._known:
+            parts = sorted(file_digest(path) for path in files)
+            self._known[files] = hashlib.sha256("".join(parts).encode()).hexdigest()
+        return self._known[files]
+
+
+def fingerprint(source: Source, *, checkpoint: str, pipeline: str, version: str, digests: Digests) -> str:
     """Everything that a report depends on, as one keyed hash: a rerun skips a study whose report holds it.
 
     It covers the bytes of the study's files, of its priors' and of the files beside it, what `--context` says,
     the checkpoint, the pipeline and the version of this package; not where the files lie.
 
+    Args:
+        source: The study.
+        checkpoint: SHA-256 of its files.
+        pipeline: Its digest.
+        version: Of this package.
+        digests: Of this run.
+
     Raises:
         OSError: A file has gone since the scan.
     """
-    sounds = {site: _file_digest(path) for site, path in sorted(sound_files(source).items())}
+    sounds = {site: file_digest(path) for site, path in sorted(sound_files(source).items())}
     record = record_file(source)
     row = source.row.record if source.row is not None and isinstance(source.row.record, dict) else None
     content = {
-        "study": _study_digest(_files(source.study)),
-        "priors": [(prior.days, _study_digest(_files(prior.study))) for prior in source.priors],
+        "study": digests.study(_files(source.study)),
+        "priors": [(prior.days, digests.study(_files(prior.study))) for prior in source.priors],
         "sounds": sounds,
-        "record": None if record is None else _file_digest(record),
+        "record": None if record is None else file_digest(record),
         "context": row,
         "checkpoint": checkpoint,
         "pipeline": pipeline,
         "version": version,
     }
     return source.pseudonyms.digest(json.dumps(content, sort_keys=True))
-
-
-@cache
-def _study_digest(files: tuple[Path, ...]) -> str:
-    """Of a study's files whatever their names and order; kept, for a prior is asked for again and again."""
-    return hashlib.sha256("".join(sorted(_file_digest(path) for path in files)).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

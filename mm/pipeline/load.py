@@ -4,6 +4,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -17,6 +18,7 @@ from mm import ontology
 from mm.data.record import parse_record
 from mm.dicom.errors import DicomError
 from mm.dicom.image import read_image
+from mm.dicom.instance import Instance
 from mm.dicom.resample import fit_image, resample
 from mm.dicom.scan import Series, Study
 from mm.dicom.volume import Volume, read_volume
@@ -26,8 +28,18 @@ from mm.report.evidence import Stack
 from mm.report.schema import SeriesUsed
 
 CHEST: Final = ("CHEST", "THORAX", "LUNG")
-FRONTAL: Final = {"PA": 0, "AP": 0, "LL": 2, "RL": 2, "LATERAL": 2, "LAT": 2}
-"""ViewPosition by preference; an unknown one lies between."""
+REGIONS: Final = (
+    *CHEST, "CHST", "THORAC", "HEART", "CARDI", "CORONARY", "AORTA", "MEDIAST", "BRONCH", "RIB", "STERNUM",
+    "WHOLE", "BODY", "TRUNK", "TORSO", "BRUST", "胸", "肺", "全身",
+)  # fmt: skip
+"""Parts of BodyPartExamined (PS3.16 annex L, and what is written beside it) that hold a chest."""
+UNNAMED: Final = ("", "UNKNOWN", "OTHER", "NONE", "UNDEFINED", "NA", "N/A")
+FRONTAL: Final = {"PA": 0, "AP": 0}
+"""ViewPosition by preference; any other comes behind."""
+LATERAL: Final = ("LL", "RL", "LATERAL", "LAT")
+SOUND_RATES: Final = (4000, 192000)
+MAX_RATIO: Final = 1024
+"""Largest denominator between two sound rates: the resampler's filters take memory with its square."""
 
 
 class LoadStage(Stage):
@@ -64,18 +76,21 @@ class LoadVolume(LoadStage):
 
     def describe(self) -> str:
         """The rules in words."""
-        return f"a {self.modality} series of at least {self.min_slices} slices"
+        return f"a {self.modality} series of the chest of at least {self.min_slices} slices"
 
     def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:
         """Adds the current volume, if the study has one."""
         series = best_volume(source.study, self.modality, self.min_slices)
         if series is None:
             return inputs.tell("volume", count=0)
-        volume = read_volume(series)
+        try:
+            volume = read_volume(series)
+        except DicomError as error:
+            return inputs.lack("volume", error)
         loaded = LoadedVolume(resample(volume, sealed.grid), 0, Stack.of(volume))
         return replace(
             inputs, volumes=(loaded,), series=(*inputs.series, _facts(series, volume, role="volume", days=0))
-        ).tell("volume", count=1)
+        ).tell("volume", count=1, reason=_passed_over(source.study, series))
 
 
 class LoadPriors(LoadStage):
@@ -123,7 +138,7 @@ class LoadPriors(LoadStage):
 
 
 class LoadImage(LoadStage):
-    """Reads a study's radiograph, a frontal one before others.
+    """Reads a study's radiograph, a frontal one before others; a lateral one is never read.
 
     Args:
         modalities: DICOM modalities, in order of preference.
@@ -142,7 +157,7 @@ class LoadImage(LoadStage):
 
     def describe(self) -> str:
         """The rule in words."""
-        return f"a {' or '.join(self.modalities)} image"
+        return f"a {' or '.join(self.modalities)} image of the chest that is not lateral"
 
     def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:
         """Adds the radiograph, if the study has one."""
@@ -150,7 +165,10 @@ class LoadImage(LoadStage):
         if chosen is None:
             return inputs.tell("image", count=0)
         series, index = chosen
-        image = read_image(series, index)
+        try:
+            image = read_image(series, index)
+        except DicomError as error:
+            return inputs.lack("image", error)
         spacing = None if image.spacing_mm is None else tuple(round(step, 4) for step in image.spacing_mm)
         facts = SeriesUsed("image", series.modality, 1, spacing, series.manufacturer, "arbitrary")
         loaded = LoadedImage(image, fit_image(image, sealed.image_size))
@@ -172,16 +190,17 @@ class LoadAudio(LoadStage):
         self.max_seconds = max_seconds
 
     def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:
-        """Adds one sound a site; sites without a file are None."""
-        files = sound_files(source)
-        sounds = tuple(
-            read_sound(files[site], rate=sealed.sound_rate, max_seconds=self.max_seconds) if site in files else None
-            for site in ontology.SOUND_SITES
-        )
-        told = inputs.tell(
-            "audio", count=len(files), detail=tuple(site for site in ontology.SOUND_SITES if site in files)
-        )
-        return replace(told, audio=sounds if files else ())
+        """Adds one sound a site; sites without a file, or with one that can't be used, are None."""
+        files, reason = sound_files(source), None
+        sounds: dict[str, Float[np.ndarray, " T"]] = {}
+        for site in ontology.SOUND_SITES:
+            if site in files:
+                try:
+                    sounds[site] = read_sound(files[site], rate=sealed.sound_rate, max_seconds=self.max_seconds)
+                except InputError as error:
+                    reason = error.reason
+        told = inputs.tell("audio", count=len(sounds), reason=reason, detail=tuple(sounds))
+        return replace(told, audio=tuple(map(sounds.get, ontology.SOUND_SITES)) if sounds else ())
 
 
 class LoadRecord(LoadStage):
@@ -190,14 +209,16 @@ class LoadRecord(LoadStage):
     provides: ClassVar[frozenset[str]] = frozenset({"record"})
 
     def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:  # noqa: ARG002
-        """Adds the record, if there is one."""
-        content = record_content(source)
-        if content is None:
-            return inputs.tell("record", count=0)
+        """Adds the record, if there is one that can be used."""
         try:
+            content = record_content(source)
+            if content is None:
+                return inputs.tell("record", count=0)
             record = parse_record(content)
-        except ValueError as error:
-            raise InputError("record_layout") from error
+        except InputError as error:
+            return inputs.tell("record", count=0, reason=error.reason)
+        except ValueError:
+            return inputs.tell("record", count=0, reason="record_layout")
         detail = tuple(
             f"{item.name} {_short(record.values[item.name])} {item.unit}"
             for item in ontology.MEASUREMENTS
@@ -218,7 +239,7 @@ def best_volume(study: Study, modality: str, min_slices: int) -> Series | None:
     fitting = [
         item
         for item in study.series
-        if item.kind == "volume" and item.modality == modality and item.num_slices >= min_slices
+        if item.kind == "volume" and item.modality == modality and item.num_slices >= min_slices and of_chest(item)
     ]
     return max(
         fitting,
@@ -232,13 +253,32 @@ def best_volume(study: Study, modality: str, min_slices: int) -> Series | None:
     )
 
 
+def _passed_over(study: Study, used: Series) -> str | None:
+    """Why another series of the kind that is used was no choice: it has lost a file."""
+    broken = [item for item in study.series if item.modality == used.modality and item.refused == "broken_slice"]
+    return broken[0].refused if broken else None
+
+
+def of_chest(series: Series) -> bool:
+    """False where BodyPartExamined names another region; where it names none anything may be seen."""
+    part = series.body_part.upper()
+    return part in UNNAMED or any(region in part for region in REGIONS)
+
+
+def is_lateral(instance: Instance) -> bool:
+    """True for a side view, by ViewPosition or by rows that run from front to back (PatientOrientation)."""
+    rows = instance.patient_orientation[0][:1] if len(instance.patient_orientation) == 2 else ""
+    return instance.view.upper() in LATERAL or rows in ("A", "P")
+
+
 def best_image(study: Study, modalities: tuple[str, ...]) -> tuple[Series, int] | None:
-    """The radiograph of a study, as series and index in it, or None: a frontal one before a lateral one."""
+    """The radiograph of a study, as series and index in it, or None: a frontal one first, a lateral one never."""
     fitting = [
         (item.refused is not None, FRONTAL.get(instance.view.upper(), 1), modalities.index(item.modality), item, index)
         for item in study.series
-        if item.kind == "image" and item.modality in modalities
+        if item.kind == "image" and item.modality in modalities and of_chest(item)
         for index, instance in enumerate(item.instances)
+        if not is_lateral(instance)
     ]
     best = min(fitting, key=lambda choice: (*choice[:3], choice[3].series_instance_uid, choice[4]), default=None)
     return None if best is None else best[3:]
@@ -276,7 +316,7 @@ def record_content(source: Source) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: text, JSON, or digits without end
         raise InputError("record_unreadable") from error
     if not isinstance(content, dict):
         raise InputError("record_layout")
@@ -287,21 +327,26 @@ def read_sound(path: Path, *, rate: int, max_seconds: float) -> Float[np.ndarray
     """A sound file as mono float32 at `rate`.
 
     Raises:
-        InputError: The file can't be read or is empty.
+        InputError: The file can't be read, is empty, has a rate outside 4000 to 192000 Hz or samples that are no
+            numbers.
     """
     try:
         with soundfile.SoundFile(path) as file:
-            stored, given = (
-                file.read(int(max_seconds * file.samplerate), dtype="float32", always_2d=True),
-                file.samplerate,
-            )
+            given = file.samplerate
+            if not SOUND_RATES[0] <= given <= SOUND_RATES[1]:
+                raise InputError("audio_rate")
+            stored = file.read(int(max_seconds * given), dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
         raise InputError("audio_unreadable") from error
     if len(stored) == 0:
         raise InputError("audio_empty")
+    if not np.isfinite(stored).all():
+        raise InputError("audio_not_finite")
     mono: Float[np.ndarray, " T"] = stored.mean(axis=1, dtype=np.float32)
     if given != rate:
-        mono = torchaudio.functional.resample(torch.from_numpy(mono), given, rate).numpy()
+        # 44101 Hz has no divisor in common with 8000 Hz; a ratio of small numbers is off by 1 in 2000 at most.
+        ratio = Fraction(rate, given).limit_denominator(MAX_RATIO)
+        mono = torchaudio.functional.resample(torch.from_numpy(mono), ratio.denominator, ratio.numerator).numpy()
     return mono
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from mm.pipeline.files import write_atomically
+from mm.files import write_atomically
 
 KEY_DIGITS: Final = 16
 SECRET_BYTES: Final = 32

@@ -3,22 +3,22 @@
 import logging
 import sys
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TextIO
 
 import mm
 from mm.batch import Language
-from mm.dicom.errors import REASONS, DicomError
+from mm.dicom.errors import REASONS
 from mm.dicom.scan import Scan, scan
 from mm.pipeline.build import Built, build_pipeline
-from mm.pipeline.case import Case, Failure, InputError, Source
+from mm.pipeline.case import Case, ContextRow, Failure, Source
 from mm.pipeline.context import read_context
 from mm.pipeline.ledger import Ledger, Line, open_ledger
-from mm.pipeline.link import fingerprint, link, refused_studies
+from mm.pipeline.link import Digests, fingerprint, link, refused_studies
+from mm.pipeline.load import of_chest
 from mm.pipeline.progress import Tell, progress
 from mm.pipeline.pseudonym import KeyMap, Pseudonyms, open_private
 
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 DONE: Final = 0
 SOME_FAILED: Final = 1
-PACKAGE: Final = Path(mm.__file__).parent
 
 WORDS: Final[dict[str, str]] = {
     **{str(reason): words for reason, words in REASONS.items()},
@@ -34,6 +33,8 @@ WORDS: Final[dict[str, str]] = {
     "record_layout": "its record isn't laid out as mm.data.record tells",
     "audio_unreadable": "a sound can't be read; wav, flac, ogg and mp3 are accepted",
     "audio_empty": "a sound is empty",
+    "audio_rate": "a sound has a rate outside 4000 to 192000 Hz",
+    "audio_not_finite": "a sound has samples that are no numbers",
 }
 
 
@@ -81,15 +82,19 @@ def run_report(
         raise ValueError(_nothing(directory, found, built))
     rows = {} if context is None else read_context(context, found)
     _warn_of_rejected(found)
+    _warn_of_unused(rows, built)
     out.mkdir(parents=True, exist_ok=True)
-    pseudonyms, key_map = open_private(out)
     with open_ledger(out) as ledger, progress(stream or sys.stdout, len(eligible) + len(refused)) as tell:
+        pseudonyms, key_map = open_private(out)  # behind the lock: two runs must not make two secrets
         run = _Run(built, ledger, key_map, tell)
         key_map.add("study", [*(study.study_instance_uid for study in found.studies), *refused])
         sources = link(found, rows, pseudonyms, directory)
-        for uid in sources:
+        for uid, source in sources.items():
             if uid not in eligible:
-                run.close(Line(pseudonyms.study(uid), "skipped", "no_eligible_series"))
+                pictures = [series for series in source.study.series if series.kind in {"volume", "image"}]
+                elsewhere = bool(pictures) and not any(of_chest(series) for series in pictures)
+                reason = "other_body_part" if elsewhere else "no_eligible_series"
+                run.close(Line(pseudonyms.study(uid), "skipped", reason))
         for uid in refused:
             run.fail(pseudonyms, uid, Failure("two_patients", ""))
         todo = [source for uid, source in sources.items() if uid in eligible]
@@ -109,9 +114,14 @@ class _Run:
     key_map: KeyMap
     tell: Tell
     failed: int = 0
+    digests: Digests = field(default_factory=Digests)
 
     def batch(self, sources: Sequence[Source]) -> None:
-        """Takes a batch of studies from files to folders; the whole batch, if one of it isn't finished."""
+        """Takes a batch of studies from files to folders; the whole batch, if one of it isn't settled.
+
+        A failure that the very same files have had already is settled like a report: it is told again, not tried
+        again.
+        """
         start = time.perf_counter()
         cases = [Case(item, item.pseudonyms.study(item.study.study_instance_uid), self._sealed) for item in sources]
         prints: dict[str, str] = {}
@@ -127,9 +137,15 @@ class _Run:
                 known = self.ledger.line(case.study)
                 kept = known if known is not None and known.status == "done" else Line(case.study, "done")
                 self.close(kept, fresh=False)
-        if finished == {case.study for case in cases}:
+        failures = {study: self.ledger.failed(study, print_) for study, print_ in prints.items()}
+        stand = [line for study, line in failures.items() if line is not None and study not in finished]
+        if len(finished) + len(stand) == len(cases):
+            for line in stand:
+                self._failed(line, fresh=False)
             return
         for stage in self.built.pipeline.stages:
+            if "report" in stage.provides:
+                cases = [_without_picture(case) for case in cases]
             cases = _guarded(stage.process, cases)
         cases = _guarded(lambda part: [self._place(case, prints) for case in part if case.study not in finished], cases)
         seconds = round((time.perf_counter() - start) / max(1, len(sources) - len(finished)), 3)
@@ -141,23 +157,24 @@ class _Run:
             else:
                 if case.study in prints:  # a report of what the study held before would be taken for this one's
                     self.ledger.withdraw(case.study)
-                self._failed(case.study, case.failure, seconds)
+                print_ = prints.get(case.study) if case.failure.lasting else None
+                self._failed(_line(case.study, case.failure, seconds, print_))
 
     def fail(self, pseudonyms: Pseudonyms, uid: str, failure: Failure) -> None:
         """A study that never became a case."""
-        self._failed(pseudonyms.study(uid), failure, 0.0)
+        self._failed(_line(pseudonyms.study(uid), failure, 0.0, None))
 
     def close(self, line: Line, *, fresh: bool = True) -> None:
         """Accounts for a study."""
         self.ledger.record(line)
         self.tell(line, fresh)
 
-    def _failed(self, study: str, failure: Failure, seconds: float) -> None:
+    def _failed(self, line: Line, *, fresh: bool = True) -> None:
         self.failed += 1
-        words = WORDS.get(failure.reason)
-        where = f" at {failure.place}" if failure.place else ""
-        logger.warning("study %s failed%s: %s%s", study, where, failure.reason, f" ({words})" if words else "")
-        self.close(Line(study, "failed", failure.reason, failure.place or None, seconds))
+        words = WORDS.get(line.reason or "")
+        where = f" at {line.place}" if line.place else ""
+        logger.warning("study %s failed%s: %s%s", line.study, where, line.reason, f" ({words})" if words else "")
+        self.close(line, fresh=fresh)
 
     @property
     def _sealed(self) -> "mm.pipeline.case.Sealed":
@@ -167,7 +184,9 @@ class _Run:
         checkpoint = self.built.generate.loaded.identity.sha256
         languages = ",".join(self.built.generate.languages)
         pipeline = f"{self.built.digest}:{languages}"
-        return fingerprint(source, checkpoint=checkpoint, pipeline=pipeline, version=mm.__version__)
+        return fingerprint(
+            source, checkpoint=checkpoint, pipeline=pipeline, version=mm.__version__, digests=self.digests
+        )
 
     def _place(self, case: Case, prints: dict[str, str]) -> Case:
         assert case.result is not None, "Pipeline makes sure that a stage provides 'report'"
@@ -191,19 +210,19 @@ def _guarded(step: Callable[[list[Case]], list[Case]], cases: Sequence[Case]) ->
         return [*over, *step(going)]
     except Exception as error:  # noqa: BLE001  # the one place; a batch of thousands outlives any one study
         if len(going) == 1:
-            return [*over, replace(going[0], failure=_failure(error))]
+            return [*over, replace(going[0], failure=Failure.of(error))]
     return [*over, *(case for one in going for case in _guarded(step, [one]))]
 
 
-def _failure(error: Exception) -> Failure:
-    """Type and place. The message is left behind: it may quote what the file says of the patient."""
-    reason = error.reason if isinstance(error, DicomError | InputError) else type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
-    last = (ours or list(frames))[-1]
-    path = Path(last.filename)
-    place = f"{path.relative_to(PACKAGE.parent) if ours else path.name}:{last.lineno}"
-    return Failure(reason, f"{place}, {error.place}" if isinstance(error, DicomError) and error.place else place)
+def _without_picture(case: Case) -> Case:
+    """The case, failed by what went wrong with its pictures where none is left to report."""
+    if case.failure is not None or case.inputs.pictured or case.inputs.failure is None:
+        return case
+    return replace(case, failure=case.inputs.failure)
+
+
+def _line(study: str, failure: Failure, seconds: float, fingerprint: str | None) -> Line:
+    return Line(study, "failed", failure.reason, failure.place or None, seconds, fingerprint)
 
 
 def _nothing(directory: Path, found: Scan, built: Built) -> str:
@@ -229,3 +248,16 @@ def _warn_of_rejected(found: Scan) -> None:
     if told:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(told.items()))
         logger.warning("not read: %s (%s); `mm scan` lists them", _count(told.total(), "file", "files"), counts)
+
+
+def _warn_of_unused(rows: Mapping[str, ContextRow], built: Built) -> None:
+    """What `--context` gives and the pipeline has no stage for."""
+    provided = {name for stage in built.pipeline.stages for name in stage.provides}
+    given = {
+        "audio": sum(bool(row.audio) for row in rows.values()),
+        "record": sum(row.record is not None for row in rows.values()),
+        "priors": sum(bool(row.priors) for row in rows.values()),
+    }
+    for name, count in given.items():
+        if count and name not in provided:
+            logger.warning("--context: %s of %s not used: the pipeline reads none", name, _count(count, "row", "rows"))

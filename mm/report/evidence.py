@@ -142,7 +142,10 @@ def key_slice(
 
 
 def key_radiograph(image: Image, *, finding: int, pixel: tuple[float, float] | None, radius_mm: float) -> KeyImage:
-    """The radiograph with a finding's place; `pixel` is (row, column) as stored."""
+    """The radiograph with a finding's place; `pixel` is (row, column) on the upright picture, as `read_image` turns it.
+
+    Its edges are named where PatientOrientation tells them.
+    """
     low, high = np.percentile(image.pixels, (0.5, 99.5)).tolist()
     pixels = np.clip((image.pixels - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
     spacing = image.spacing_mm
@@ -161,7 +164,7 @@ def key_radiograph(image: Image, *, finding: int, pixel: tuple[float, float] | N
         window="",
         level=None,
         place=None,
-        edges=("", "", "", "") if image.view.upper() in {"LL", "RL", "LATERAL"} else ("R", "L", "", ""),
+        edges=("R", "L", "", "") if image.oriented else ("", "", "", ""),
     )
 
 

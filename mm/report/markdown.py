@@ -53,7 +53,7 @@ def to_markdown(report: Report) -> str:
     ]
     for language in report.languages[1:]:
         lines += ["", f"## {label('report', language)}", "", _plain(report.text(language))]
-    identity = f"{report.model.name} ({label(report.model.kind, first)}), SHA-256 {report.model.sha256[:16]}"
+    identity = f"{_plain(report.model.name)} ({label(report.model.kind, first)}), SHA-256 {report.model.sha256[:16]}"
     lines += ["", f"{label('model', first)}: {identity}", ""]
     return "\n".join(lines)
 

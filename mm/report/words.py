@@ -26,15 +26,12 @@ LABELS: Final[dict[str, tuple[str, str]]] = {
     "unassessed": ("Not assessed, no input shows it", "缺少相应资料，未评估"),
     "none": ("No finding reached its threshold.", "未见达到阈值的异常。"),
     "slice": ("slice", "层"),
-    "of": ("of", "/"),
     "radiograph": ("radiograph", "X线片"),
-    "whole": ("key image", "关键图像"),
     "detail": ("detail", "局部"),
     "window": ("window", "窗"),
     "days_before": ("days before", "天前"),
     "slices": ("slices", "层"),
     "to_text": ("to the sentence", "转到语句"),
-    "to_image": ("to the image", "转到图像"),
     "to_table": ("to the table", "转到表格"),
     "threshold": (
         "Probabilities are calibrated on the data the model was trained with. Sides are the patient's.",
@@ -65,6 +62,13 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "absent": ("not in this study", "本检查无此资料"),
     "no_earlier_study": ("no earlier study in the input", "输入资料中无更早的检查"),
     "not_in_pipeline": ("not read by this pipeline", "当前流程不读取"),
+    "record_unreadable": ("the record can't be read", "临床资料无法读取"),
+    "record_layout": ("the record has another layout", "临床资料格式不符"),
+    "audio_unreadable": ("a sound can't be read", "有听诊音无法读取"),
+    "audio_empty": ("a sound is empty", "有听诊音为空"),
+    "audio_rate": ("a sound has a rate that isn't read", "有听诊音采样率不支持"),
+    "audio_not_finite": ("a sound holds no numbers", "有听诊音数据无效"),
+    "broken_slice": ("a series with a broken file was left out", "有文件损坏的序列未使用"),
 }
 SIDES: Final[dict[str, tuple[str, str]]] = {"left": ("left", "左侧"), "right": ("right", "右侧"), "none": ("–", "–")}
 CHANGES: Final[dict[str, tuple[str, str]]] = {
@@ -141,18 +145,22 @@ def measurement(told: str, language: Language) -> str:
 def input_detail(row: InputUsed, report: Report, language: Language) -> str:
     """What was there of one kind of input, or why it wasn't."""
     if not row.used:
-        reason = row.reason or "absent"
-        return pick(REASONS.get(reason, (reason, reason)), language)
+        return _reason(row.reason or "absent", language)
     if row.name == "record":
         return " · ".join(measurement(told, language) for told in row.detail) or "–"
     if row.name == "audio":
-        return ("、" if language == "zh" else ", ").join(
+        sites = ("、" if language == "zh" else ", ").join(
             pick(SITES.get(site, (site, site)), language) for site in row.detail
         )
+        return sites if row.reason is None else f"{sites} · {_reason(row.reason, language)}"
     role = {"volume": "volume", "priors": "prior", "image": "image"}[row.name]
     told = [series_facts(report, index, language) for index, item in enumerate(report.series) if item.role == role]
-    left_out = [] if row.reason is None else [row.reason]
+    left_out = [] if row.reason is None else [_reason(row.reason, language)]
     return " · ".join([*told, *left_out])
+
+
+def _reason(reason: str, language: Language) -> str:
+    return pick(REASONS.get(reason, (reason, reason)), language)
 
 
 def series_facts(report: Report, index: int, language: Language) -> str:

@@ -132,7 +132,7 @@ class AlignTask(CachedTask):
         for source in self._seen[0][0]:
             similarity = torch.cat([seen[source] for seen, _ in self._seen]) @ text.T
             ranks = (similarity > similarity.diagonal()[:, None]).sum(1)
-            scores |= {f"val_{source}_recall@{k}": float((ranks < k).float().mean()) for k in (1, 5, 10)}
-        self.log_dict(scores)
-        recalls = ", ".join(f"{name.removeprefix('val_')} {value:.3f}" for name, value in scores.items())
+            scores |= {f"{source}_recall@{k}": float((ranks < k).float().mean()) for k in (1, 5, 10)}
+        self.log_dict({f"{self.judged}_{name}": value for name, value in scores.items()})
+        recalls = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         log.info("step %d, %d studies. %s", self.trainer.global_step, len(text), recalls)

@@ -12,11 +12,14 @@ from jaxtyping import Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import mm
 from mm.batch import BySource, Tokens
 from mm.data.datamodule import MultimodalData
-from mm.data.spec import Split, describe
+from mm.data.spec import PhantomSpec, Spec, Split, describe
+from mm.files import file_digest
 from mm.findings import Evidence, History
 from mm.model import Encoded, MultimodalModel
+from mm.phantom.table import table_digest
 
 log = logging.getLogger(__name__)
 
@@ -94,14 +97,19 @@ def build(model: MultimodalModel, data: MultimodalData, split: Split, root: Path
 
 
 def key(model: MultimodalModel, data: MultimodalData, split: Split) -> str:
-    """Hash of everything that the cached numbers depend on: weights, settings, data, vocabulary."""
+    """Hash of everything that the cached numbers depend on: weights, code, settings, data, vocabulary.
+
+    Of a table's files only the index is read: whoever exchanges a picture under its old name must clear the cache.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name.split(".")[0] in FROZEN:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     settings = {
+        "version": mm.__version__,
         "spec": describe(data.spec),
+        "content": _content(data.spec),
         "split": split,
         "studies": data.studies[split],
         "inputs": list(data.inputs),
@@ -110,6 +118,11 @@ def key(model: MultimodalModel, data: MultimodalData, split: Split) -> str:
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def _content(spec: Spec) -> str:
+    """What lies behind a spec's words: the rows of its index, or how its patients are drawn."""
+    return table_digest() if isinstance(spec, PhantomSpec) else file_digest(Path(spec.root) / spec.index)
 
 
 @torch.no_grad()

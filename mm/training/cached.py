@@ -49,7 +49,12 @@ class CachedTask(Task):
         self._caches: dict[Split, Cache] = {}
 
     def setup(self, stage: str) -> None:
-        """Opens the caches, computing what is missing, and tells the data to make nothing but words."""
+        """Opens the caches, computing what is missing, and tells the data to make nothing but words.
+
+        To predict is to look at every study once: there is nothing to keep.
+        """
+        if stage == "predict":
+            return
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by fit
         assert isinstance(data, MultimodalData)
         wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
@@ -77,12 +82,11 @@ class CachedTask(Task):
 
     def validation_step(self, numbered: Numbered, batch_idx: int) -> None:  # noqa: ARG002
         """Logs the losses on the validation split."""
-        split: Split = "test" if self.trainer.testing else "val"
-        batch = numbered[1]
+        split, batch = self.judged, numbered[1]
         encoded = self.encoded(numbered, split)
         losses = self.cached_losses(encoded, batch)
-        self.log("val_loss", torch.stack([item.float() for item in losses.values()]).sum(), batch_size=batch.size)
-        self.log_dict({f"val_loss_{name}": item.float() for name, item in losses.items()}, batch_size=batch.size)
+        self.log(f"{split}_loss", torch.stack([item.float() for item in losses.values()]).sum(), batch_size=batch.size)
+        self.log_dict({f"{split}_loss_{name}": item.float() for name, item in losses.items()}, batch_size=batch.size)
         self.judge(encoded, batch)
 
     def test_step(self, numbered: Numbered, batch_idx: int) -> None:

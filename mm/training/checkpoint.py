@@ -13,6 +13,7 @@ Lightning's own .ckpt files serve to resume a run and nothing else.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,75 +22,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mm import ontology
 from mm.data.tokenizer import Tokenizer
-from mm.dicom.resample import IMAGE_GRID, MODEL_GRID, Grid
-from mm.training.trust import restrict_imports
+from mm.files import file_digest, replace_folder
+from mm.training.card import NOTICE, Card, Identity, Preprocessing, to_card, to_preprocessing
+from mm.training.rebuild import build, check_vocabulary
 
 if TYPE_CHECKING:
     from mm.model import MultimodalModel
 
+__all__ = [
+    "FILES", "FORMAT", "NOTICE", "Card", "Identity", "Loaded", "Preprocessing",
+    "build", "find", "initialise", "inspect", "load", "read_card", "read_seal", "save", "weights",
+]  # fmt: skip
+
 FORMAT: Final = 1
 FILES: Final = ("model.safetensors", "config.json", "tokenizer.json", "preprocessing.json", "card.json")
-NOTICE: Final = "Research software. Not a medical device, not for clinical use."
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How inputs are prepared; inference uses these and nothing else.
-
-    Attributes:
-        grid: Shape [Z Y X] of the volumes.
-        spacing_mm: (z, y, x) of the volumes.
-        image_size: Pixels of the square image.
-        sound_rate: Samples a second.
-        max_words: Longest run of tokens of a record's words.
-        max_text: Longest run of tokens of a whole report.
-    """
-
-    grid: tuple[int, int, int] = MODEL_GRID.shape
-    spacing_mm: tuple[float, float, float] = MODEL_GRID.spacing_mm
-    image_size: int = IMAGE_GRID
-    sound_rate: int = ontology.SOUND_RATE
-    max_words: int = 64
-    max_text: int = 256
-
-    @property
-    def volume_grid(self) -> Grid:
-        """The grid that volumes are resampled to."""
-        return Grid(self.grid, self.spacing_mm)
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a model says of itself.
-
-    Attributes:
-        name: Of the model.
-        description: What it is and what it was trained on, in one or two sentences.
-        stages: One entry a stage of training: task, data, steps, seconds, last scores.
-        notice: What it must not be used for.
-    """
-
-    name: str
-    description: str = ""
-    stages: tuple[dict[str, Any], ...] = ()
-    notice: str = NOTICE
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which model it is: the card's name and the SHA-256 over all files of the folder."""
-
-    name: str
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.sha256[:12]}"
+DTYPES: Final = frozenset({"BF16", "F16", "F32", "F64", "I64", "I32", "I16", "I8", "U8", "BOOL"})
 
 
 @dataclass(frozen=True)
@@ -136,19 +89,14 @@ def save(
     tokenizer.save(scratch / "tokenizer.json")
     _write_json(scratch / "preprocessing.json", asdict(preprocessing or Preprocessing()))
     _write_json(scratch / "card.json", asdict(card))
-    files = {name: _sha256(scratch / name) for name in FILES}
+    files = {name: file_digest(scratch / name) for name in FILES}
     sha256 = _digest(files)
     seal = {"format": FORMAT, "ontology": ontology.digest(), "files": files, "sha256": sha256}
     _write_json(scratch / "seal.json", seal)
     for file in scratch.iterdir():
         _flush(file)
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        # A folder can't be exchanged in one step: for an instant there is none, but never half of one.
-        folder.replace(old)
-    scratch.replace(folder)
+    replace_folder(scratch, folder, work=folder.parent)
     _flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
     return Identity(card.name, sha256)
 
 
@@ -159,20 +107,27 @@ def load(path: str | Path = "default") -> Loaded:
         path: A folder, or the name of one that ships with the package.
 
     Raises:
-        ValueError: No such folder, no checkpoint, another format or ontology, or files that don't match the seal.
+        ValueError: No such folder, no checkpoint, another format or ontology, files that don't match the seal, or
+            files that do and are wrong themselves: a seal guards against accidents, not against its author.
     """
     folder = find(path)
     seal = read_seal(folder)
-    config = _read_json(folder / "config.json")
-    model = build(config)
+    config, card, preprocessing = _read_json(folder / "config.json"), read_card(folder), _preprocessing(folder)
+    shapes = _shapes(folder)
+    try:
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        model = build(config, weights=shapes)
+        check_vocabulary(model, tokenizer.vocab_size)
+    except ValueError as error:
+        raise _wrong(folder, str(error)) from error
     weights(model, folder)
     model.eval()
     return Loaded(
         model=model,
-        tokenizer=Tokenizer.load(folder / "tokenizer.json"),
-        preprocessing=_preprocessing(folder),
-        identity=Identity(read_card(folder).name, seal["sha256"]),
-        card=read_card(folder),
+        tokenizer=tokenizer,
+        preprocessing=preprocessing,
+        identity=Identity(card.name, seal["sha256"]),
+        card=card,
         config=config,
     )
 
@@ -183,11 +138,11 @@ def weights(model: torch.nn.Module, folder: Path) -> None:
     Raises:
         ValueError: Names or shapes differ.
     """
+    found = _tensors(folder)
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(found)
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise ValueError(f"checkpoint {str(folder)!r}: weights do not fit this model: {first}") from error
+        raise _wrong(folder, f"weights do not fit this model: {' '.join(str(error).split())[:300]}") from error
 
 
 def initialise(model: torch.nn.Module, path: str | Path) -> tuple[str, ...]:
@@ -205,7 +160,7 @@ def initialise(model: torch.nn.Module, path: str | Path) -> tuple[str, ...]:
     """
     folder = find(path)
     read_seal(folder)
-    found = load_file(folder / "model.safetensors")
+    found = _tensors(folder)
     own = model.state_dict()
     foreign = sorted(name for name in found if name not in own)
     if foreign:
@@ -224,37 +179,21 @@ def initialise(model: torch.nn.Module, path: str | Path) -> tuple[str, ...]:
     return tuple(sorted(set(own) - set(found)))
 
 
-def build(config: Mapping[str, Any]) -> "MultimodalModel":
-    """Makes the model of a `config.json`, with fresh weights.
+def inspect(path: str | Path = "default") -> str:
+    """A checkpoint folder in plain words: identity, card, parts and their sizes, preprocessing, configuration.
 
     Raises:
-        ValueError: A key, type or class isn't accepted.
+        ValueError: As `load`, but that the configuration isn't tried.
     """
-    from mm.model import MultimodalModel
-
-    restrict_imports()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(MultimodalModel, "model", required=True)
-    try:
-        parsed = parser.parse_object({"model": dict(config)})
-    except ArgumentError as error:
-        raise ValueError(f"model configuration: {' '.join(str(error).split())}") from error
-    model = parser.instantiate(parsed).model
-    assert isinstance(model, MultimodalModel)
-    return model
-
-
-def inspect(path: str | Path = "default") -> str:
-    """A checkpoint folder in plain words: identity, card, parts and their sizes, preprocessing, configuration."""
     folder = find(path)
     seal, card, preprocessing = read_seal(folder), read_card(folder), _preprocessing(folder)
     sizes: dict[str, int] = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        sizes[name.split(".")[0]] = sizes.get(name.split(".")[0], 0) + tensor.numel()
+    for name, shape in _shapes(folder).items():
+        sizes[name.split(".")[0]] = sizes.get(name.split(".")[0], 0) + math.prod(shape)
     megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     lines = [
         f"{Identity(card.name, seal['sha256'])}   format {seal['format']}, {megabytes:.1f} MB",
-        *filter(None, (card.description, card.notice)),
+        *filter(None, (card.description, f"{card.kind.capitalize()} model. {card.notice}")),
         "",
         f"parameters and buffers: {sum(sizes.values()):,}",
         *(f"  {part:<12} {size:>12,}" for part, size in sorted(sizes.items(), key=lambda item: -item[1])),
@@ -307,34 +246,69 @@ def read_seal(folder: Path) -> dict[str, Any]:
             f"checkpoint {str(folder)!r}: trained with another list of findings (ontology"
             f" {str(seal.get('ontology'))[:12]}, this version of mm has {ontology.digest()[:12]}); train it again"
         )
+    files = seal.get("files")
+    if not isinstance(files, dict) or set(files) != set(FILES):
+        raise _wrong(folder, f"seal.json must have 'files' with a hash of each of {', '.join(FILES)}")
     for name in FILES:
-        if not (folder / name).is_file() or _sha256(folder / name) != seal["files"].get(name):
-            raise ValueError(f"checkpoint {str(folder)!r}: {name} is missing or was changed after it was sealed")
-    if _digest(seal["files"]) != seal["sha256"]:
-        raise ValueError(f"checkpoint {str(folder)!r}: seal.json was changed by hand")
+        if not (folder / name).is_file() or file_digest(folder / name) != files[name]:
+            raise _wrong(folder, f"{name} is missing or was changed after it was sealed")
+    if _digest(files) != seal.get("sha256"):
+        raise _wrong(folder, "seal.json was changed by hand")
     return seal
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a checkpoint folder."""
+    """The card of a checkpoint folder.
+
+    Raises:
+        ValueError: There is none, or it isn't laid out as one.
+    """
     content = _read_json(folder / "card.json")
-    return Card(**{**content, "stages": tuple(content.get("stages", ()))})
+    try:
+        return to_card(content)
+    except ValueError as error:
+        raise _wrong(folder, f"card.json: {error}") from error
 
 
 def _preprocessing(folder: Path) -> Preprocessing:
     content = _read_json(folder / "preprocessing.json")
-    return Preprocessing(**{**content, "grid": tuple(content["grid"]), "spacing_mm": tuple(content["spacing_mm"])})
+    try:
+        return to_preprocessing(content)
+    except ValueError as error:
+        raise _wrong(folder, f"preprocessing.json: {error}") from error
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of the weights, from the file's header; safetensors has checked that the file is as long as they say."""
+    try:
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            parts = {str(name): file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            kinds = {str(part.get_dtype()) for part in parts.values()}
+            shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+    except (SafetensorError, OSError) as error:
+        raise _wrong(folder, f"model.safetensors can't be read: {error}") from error
+    if kinds - DTYPES:
+        raise _wrong(folder, f"model.safetensors has weights of unknown types: {', '.join(sorted(kinds - DTYPES))}")
+    return shapes
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    _shapes(folder)
+    try:
+        return load_file(folder / "model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise _wrong(folder, f"model.safetensors can't be read: {error}") from error
+
+
+def _wrong(folder: Path, what: str) -> ValueError:
+    """Names the folder, what is wrong with it and what to do; in one line."""
+    return ValueError(f"checkpoint {str(folder)!r}: {' '.join(what.split())}; copy the folder anew, or train it again")
 
 
 def _stored(tensor: Tensor) -> Tensor:
     # Thresholds, temperatures and running statistics are short vectors: they keep their precision.
     narrow = tensor.is_floating_point() and tensor.ndim >= 2
     return tensor.detach().to("cpu", torch.bfloat16 if narrow else tensor.dtype, copy=True).contiguous()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(files: Mapping[str, str]) -> str:
@@ -349,10 +323,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"checkpoint {str(path.parent)!r}: {path.name} can't be read") from error
+    except (OSError, ValueError, RecursionError) as error:  # a deep nest of brackets ends the recursion
+        raise _wrong(path.parent, f"{path.name} can't be read as JSON") from error
     if not isinstance(content, dict):
-        raise ValueError(f"checkpoint {str(path.parent)!r}: {path.name} must be a JSON object")
+        raise _wrong(path.parent, f"{path.name} must be a JSON object")
     return content
 
 

@@ -1,10 +1,8 @@
 """`mm fit|validate|test|predict`: LightningCLI over the tasks, with recipes found by name and closed imports."""
 
-import difflib
-import inspect
+import json
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,19 +17,17 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 import mm
 from mm.data.datamodule import MultimodalData
-from mm.decoder.decoder import MoEDecoder
-from mm.encoders.record import RecordEncoder
-from mm.encoders.text import TextEncoder
-from mm.model import MultimodalModel
+from mm.errors import USER_ERRORS, one_line, tell
 from mm.training import checkpoint
 from mm.training.align import AlignTask
 from mm.training.allocator import keep_freed_memory
 from mm.training.findings import FindingsTask
 from mm.training.joint import JointTask
+from mm.training.rebuild import check_vocabulary
 from mm.training.resume import AtomicCheckpointIO
 from mm.training.task import Task
-from mm.training.trust import restrict_imports
 from mm.training.write import WriteTask
+from mm.trust import restrict_imports
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
         arguments: The words behind `mm`, the verb first.
 
     Returns:
-        0 done, 2 usage or configuration (one line on stderr says what, where and what would be accepted).
+        0 done, 2 usage, configuration, or a folder that can't be written (one line on stderr says what, where and
+        what would be accepted).
     """
     _quieten()
     keep_freed_memory()
@@ -57,10 +54,12 @@ def main(arguments: Sequence[str]) -> int:
         restrict_imports(trust)
         cli = TrainingCLI.make(words)
         cli.check()
-    except (ArgumentError, ValueError) as error:
-        sys.stderr.write(f"mm {arguments[0] if arguments else ''}: {one_line(str(error))}\n")
+        cli.run()
+    except (ArgumentError, *USER_ERRORS) as error:
+        parsed = isinstance(error, ArgumentError | ValueError)
+        said = one_line(str(error), classes=(Trainer, MultimodalData)) if parsed else tell(error)
+        sys.stderr.write(f"mm {arguments[0] if arguments else ''}: {said}\n")
         return 2
-    cli.run()
     return 0
 
 
@@ -99,40 +98,6 @@ def prepare(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             words += ["--config", str(mm.shipped(value))]
     return words, trust
-
-
-def one_line(message: str) -> str:
-    """The gist of a parser's error: where, what, and what would be accepted."""
-    denied = re.search(r"Importing '([\w.]+)'", message)
-    if denied:
-        package = denied[1].split(".")[0]
-        return f"class {denied[1]!r} is not among the packages a YAML may import; if you trust it: --trust {package}"
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
-    noise = ("Parser key", "Does not validate", "Subtypes:", "Errors:", "Given value", "Problem with given class_path")
-    gist = [line for line in lines if not line.startswith(noise) and line != "Expected a <class 'NoneType'>"]
-    if not gist or lines[0] == gist[0] or len(lines) == 1:
-        return (" ".join(lines) + _near(message))[:600]
-    classes = re.findall(r"Problem with given class_path '([\w.]+)'", message)
-    keys = re.findall(r'Parser key "([\w.]+)"', message)
-    where = classes[-1].rpartition(".")[2] if classes else keys[-1] if keys else ""
-    return ((f"{where}: " if where else "") + "; ".join(gist) + _near(message))[:600]
-
-
-def _near(message: str) -> str:
-    """Names like the one that was mistyped."""
-    typed = re.search(
-        r"(?:Option '|unrecognized arguments: --(?:trainer|data)\.|does not accept option ')(\w+)", message
-    )
-    if typed is None:
-        return ""
-    classes: list[type] = [Trainer, MultimodalData]
-    for path in re.findall(r"Problem with given class_path '([\w.]+)'", message):
-        module, _, name = path.rpartition(".")
-        if module in sys.modules:
-            classes.append(getattr(sys.modules[module], name))
-    names = {name for item in classes for base in item.__mro__ for name in inspect.signature(base).parameters}
-    close = difflib.get_close_matches(typed[1], sorted(names), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 class TrainingCLI(LightningCLI):
@@ -201,12 +166,16 @@ class TrainingCLI(LightningCLI):
         if data.tokenizer_path is None and self.model.init_from is not None:
             data.tokenizer_path = str(checkpoint.find(self.model.init_from))
         check_vocabulary(self.model.model, data.tokenizer.vocab_size)
-        data.dataset("train" if self.subcommand == "fit" else "test")
+        data.dataset("train" if self.subcommand == "fit" else "val" if self.subcommand == "validate" else "test")
 
     def run(self) -> None:
-        """Runs the verb; `fit` ends with a validation, calibration and the checkpoint folder."""
+        """Runs the verb; `fit` ends with a validation, calibration and the checkpoint folder, `predict` with a file."""
         verb: Callable[..., Any] = getattr(self.trainer, str(self.subcommand))
-        verb(**self._prepare_subcommand_kwargs(str(self.subcommand)))
+        result = verb(**self._prepare_subcommand_kwargs(str(self.subcommand)))
+        if self.subcommand == "predict" and self.trainer.is_global_zero:
+            file = Path(self.trainer.default_root_dir) / "predictions.jsonl"
+            write_predictions(file, [findings for batch in result for findings in batch])
+            log.info("written to %s", file)
         if self.subcommand != "fit" or self.trainer.interrupted:
             return
         steps = self.trainer.global_step
@@ -218,21 +187,13 @@ class TrainingCLI(LightningCLI):
             log.info("%s after %d steps, written to %s", identity, steps, folder)
 
 
-def check_vocabulary(model: MultimodalModel, size: int) -> None:
-    """Every part that reads or writes tokens must have room for the tokenizer's ids.
-
-    Raises:
-        ValueError: One hasn't.
-    """
-    parts = {"record": model.record, "text": model.text, "decoder": model.decoder}
-    rooms = {
-        name: part.word.num_embeddings if isinstance(part, RecordEncoder) else part.vocab_size
-        for name, part in parts.items()
-        if isinstance(part, RecordEncoder | TextEncoder | MoEDecoder)
-    }
-    small = [f"{name} has room for {room}" for name, room in rooms.items() if room < size]
-    if small:
-        raise ValueError(f"the tokenizer has {size} ids, {' and '.join(small)}: give both the same vocab_size")
+def write_predictions(path: Path, predictions: Sequence[list[dict[str, Any]]]) -> None:
+    """A line of JSON a study, in the order of the test split."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ({"study": number, "findings": findings} for number, findings in enumerate(predictions))
+    scratch = path.with_name(f".{path.name}.new")
+    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    scratch.replace(path)
 
 
 def plain(value: Any) -> Any:

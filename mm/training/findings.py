@@ -64,7 +64,8 @@ class FindingsTask(Task):
         found = self.model.find(self.model.encode(batch))
         assert found is not None
         losses = finding_losses(self.model, batch, found)
-        self.log("val_loss", torch.stack([item.float() for item in losses.values()]).sum(), batch_size=batch.size)
+        total = torch.stack([item.float() for item in losses.values()]).sum()
+        self.log(f"{self.judged}_loss", total, batch_size=batch.size)
         assert isinstance(self.model.findings, FindingHead)
         self._heard.append(Verdict(self.model.findings, found, batch))
 
@@ -77,7 +78,7 @@ class FindingsTask(Task):
         change = torch.cat([item.change_correct for item in self._heard]).float()
         if len(change):
             scores["change_accuracy"] = float(change.mean())
-        self.log_dict({f"val_{name}": value for name, value in scores.items()})
+        self.log_dict({f"{self.judged}_{name}": value for name, value in scores.items()})
         log.info("step %d, %d studies. %s", self.trainer.global_step, len(labels), table(scores))
 
     def test_step(self, numbered: Numbered, batch_idx: int) -> None:

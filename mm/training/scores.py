@@ -1,10 +1,10 @@
 """Scores of the finding head while it trains: area under the ROC curve and best F1 of each finding."""
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mm import ontology
+from mm.calibration import f1_of_cuts
 
 
 def area_under_curve(scores: Float[Tensor, " N"], labels: Bool[Tensor, " N"]) -> float | None:
@@ -25,11 +25,8 @@ def best_f1(scores: Float[Tensor, " N"], labels: Bool[Tensor, " N"]) -> float | 
     positives = int(labels.sum())
     if positives == 0:
         return None
-    ranked, order = scores.sort(descending=True)
-    hits = labels[order].double().cumsum(0)
-    f1 = 2 * hits / (torch.arange(1, len(ranked) + 1) + positives)
-    last_of_ties = torch.cat([ranked[1:] < ranked[:-1], torch.tensor([True])])
-    return float(f1[last_of_ties].max())
+    _, f1 = f1_of_cuts(scores, labels, positives=positives)
+    return float(f1.max())
 
 
 def finding_scores(logits: Float[Tensor, "N K"], labels: Bool[Tensor, "N K"]) -> dict[str, float]:

@@ -4,8 +4,9 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from mm.data.datamodule import MultimodalData, Numbered
-from mm.data.spec import describe
+from mm.data.spec import describe, procedural
 from mm.model import MultimodalModel
+from mm.report.schema import Kind
 from mm.training import checkpoint
 from mm.training.optim import adamw, progress, warmup_cosine
 
@@ -43,6 +45,7 @@ class Task(LightningModule, ABC):
         freeze: tuple[str, ...] = (),
         name: str = "mm",
         description: str = "",
+        kind: Kind | None = None,
     ) -> None:
         """Makes the model, or takes it from an earlier stage.
 
@@ -56,6 +59,8 @@ class Task(LightningModule, ABC):
             freeze: Parts that this stage would train but shall not.
             name: Of the model, for its card.
             description: Of the model, for its card; empty: that of `init_from`.
+            kind: Of the model, for its card. None: that of `init_from` while every stage saw nothing but procedural
+                patients, else "trained".
 
         Raises:
             ValueError: Neither `model` nor `init_from`, or they don't fit together, or an unknown part.
@@ -78,7 +83,7 @@ class Task(LightningModule, ABC):
                 fresh = checkpoint.initialise(model, init_from)
                 log.info("from %s; %d weights start fresh: %s", init_from, len(fresh), ", ".join(_parts(fresh)) or "-")
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.card_name, self.card_description = name, description
+        self.card_name, self.card_description, self.card_kind = name, description, kind
         self._seconds = 0.0
         self._started: float | None = None
         self._freeze(freeze)
@@ -108,6 +113,26 @@ class Task(LightningModule, ABC):
         self.log_dict({f"loss_{name}": loss.detach().float() for name, loss in losses.items()}, batch_size=size)
         return total
 
+    @property
+    def judged(self) -> Literal["val", "test"]:
+        """The split that is being scored; the scores' names begin with it."""
+        return "test" if self.trainer.testing else "val"
+
+    def predict_step(self, numbered: Numbered, batch_idx: int) -> list[list[dict[str, Any]]]:  # noqa: ARG002
+        """The findings of each study, by the sealed thresholds; neither text nor truth is looked at.
+
+        Returns:
+            The fields of each `DetectedFinding`: Lightning takes no frozen dataclass.
+
+        Raises:
+            ValueError: The model has no finding head.
+        """
+        if self.model.findings is None:
+            raise ValueError("to predict findings a model needs `findings`")
+        found = self.model.find(self.model.encode(numbered[1]))
+        assert found is not None
+        return [[asdict(item) for item in findings] for findings in self.model.findings.decode(found)]
+
     def on_train_start(self) -> None:
         """Starts the clock."""
         self._started = time.monotonic()
@@ -128,7 +153,7 @@ class Task(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:  # Lightning's own union is private
         """AdamW with a warm-up and a cosine over steps, epochs or wall time."""
-        optimizer = adamw(self.model, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = adamw(self, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
 
         def factor(step: int) -> float:
             done = 0.0 if self._trainer is None else progress(self.trainer)
@@ -174,16 +199,22 @@ class Task(LightningModule, ABC):
             "seconds": round(self._seconds),
             "scores": self.scores(),
         }
-        before = () if self.earlier is None else self.earlier.stages
+        stages = (*(() if self.earlier is None else self.earlier.stages), dict(stage))
         description = self.card_description or ("" if self.earlier is None else self.earlier.description)
         return checkpoint.save(
             self.model,
             folder,
             config=self.model_config,
             tokenizer=data.tokenizer,
-            card=checkpoint.Card(self.card_name, description, (*before, dict(stage))),
+            card=checkpoint.Card(self.card_name, description, stages, kind=self._kind(stages)),
             preprocessing=checkpoint.Preprocessing(max_words=data.max_words, max_text=data.max_text),
         )
+
+    def _kind(self, stages: tuple[dict[str, Any], ...]) -> Kind:
+        """A demonstration that goes on learning from real data is none any more."""
+        if self.card_kind is not None or self.earlier is None:
+            return self.card_kind or "trained"
+        return self.earlier.kind if all(procedural(stage.get("data")) for stage in stages) else "trained"
 
 
 def _parts(names: tuple[str, ...]) -> list[str]:

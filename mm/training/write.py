@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mm.batch import SLOT_KINDS, Batch, Padded, Slots, Tokens, Writing
-from mm.data.tokenizer import SPECIAL_IDS
+from mm.batch import SLOT_KINDS, SPECIAL_IDS, Batch, Padded, Slots, Tokens, Writing
 from mm.decoder.decoder import DecoderOutput, MoEDecoder
 from mm.model import Encoded
 from mm.training.cached import CachedTask
@@ -78,8 +77,8 @@ class WriteTask(CachedTask):
         if not self._right:
             return
         accuracy = float(torch.cat(self._right).float().mean())
-        self.log("val_answer_accuracy", accuracy)
-        loss = losses.get("val_loss_writing")
+        self.log(f"{self.judged}_answer_accuracy", accuracy)
+        loss = losses.get(f"{self.judged}_loss_writing")
         said = "" if loss is None else f"cross-entropy {float(loss):.3f}, "
         log.info("step %d. %sexact answers %.3f", self.trainer.global_step, said, accuracy)
 

@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from mm.data.datamodule import MultimodalData, Shuffled
 from mm.data.readers import open_split, texts
-from mm.data.spec import PhantomSpec, TableSpec, describe, load_spec
+from mm.data.spec import PhantomSpec, TableSpec, describe, load_spec, procedural
 from mm.dicom.resample import IMAGE_GRID
 
 TABLE = """
@@ -56,6 +57,7 @@ def test_shipped_specs_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     [
         (lambda text: text.replace("jsonl\nname", "csv\nname"), "kind must be one of phantom, jsonl; got 'csv'"),
         (lambda text: text.replace("target:", "traget:"), "traget"),
+        (lambda text: text.replace("image: {", "image: ["), r"pictures\.yaml line 6: not YAML"),
         (lambda text: text.replace("${PICTURES}", "${NOWHERE}"), "set NOWHERE in the environment"),
         (lambda text: text.replace("${PICTURES}", "/does/not/exist"), "is no folder; give --data.root"),
     ],
@@ -64,6 +66,22 @@ def test_mistakes_are_named(table: Path, change: Callable[[str], str], message: 
     table.write_text(change(TABLE))
     with pytest.raises(ValueError, match=message):
         load_spec(table)
+
+
+def test_a_spec_imports_nothing_foreign(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (table.parent / "foreign_column.py").write_text("from mm.data.spec import Column\n")
+    monkeypatch.syspath_prepend(str(table.parent))
+    evil = "split: {class_path: foreign_column.Column, init_args: {column: split}}"
+    table.write_text(TABLE.replace("split: {column: split}", evil))
+    with pytest.raises(ValueError, match=r"data spec pictures\.yaml: ") as error:
+        load_spec(table)
+    assert "\n" not in str(error.value)
+    assert "foreign_column" not in sys.modules
+
+
+def test_what_was_procedural_is_known_by_its_description(table: Path) -> None:
+    assert procedural(describe(load_spec("phantom")))
+    assert not procedural(describe(load_spec(table)))
 
 
 def test_validation_is_carved_by_image(table: Path) -> None:

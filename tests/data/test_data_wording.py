@@ -1,8 +1,9 @@
+import pytest
 import torch
 
 from mm import ontology
-from mm.data.readers import open_words, texts
-from mm.data.spec import PhantomSpec, PhantomSplit
+from mm.data.readers import open_split, open_words, texts
+from mm.data.spec import PhantomSpec, PhantomSplit, Split
 from mm.data.wording import PhantomWords
 
 SPEC = PhantomSpec("phantom", PhantomSplit(12, 1), PhantomSplit(12, 2), PhantomSplit(12, 3))
@@ -22,6 +23,16 @@ def test_training_words_vary_but_the_facts_do_not() -> None:
 def test_other_words_are_fixed() -> None:
     words = open_words(SPEC, "val")
     assert [words[i].text for i in range(12)] == [words[i].text for i in range(12)]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_other_words_are_the_data_sets_own(split: Split) -> None:
+    inputs = ("image", "audio", "record")  # volumes take long
+    words, rendered = (make(SPEC, split, inputs=inputs) for make in (open_words, open_split))
+    for index in range(12):
+        spoken, whole = words[index], rendered[index]
+        assert (spoken.language, spoken.report, spoken.text) == (whole.language, whole.report, whole.text)
+        assert spoken.questions == whole.questions
 
 
 def test_words_speak_of_the_same_patients_as_the_data_set() -> None:

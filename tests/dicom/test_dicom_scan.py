@@ -174,6 +174,29 @@ def test_kinds(tmp_path, uid, modality, kind):
         read_volume(series)
 
 
+def test_an_empty_patient_id_is_no_second_patient(slices):
+    folder = slices(change=lambda z: {"PatientID": ""} if z == 0 else {})
+    found = scan(folder)
+    assert found.rejected == ()
+    assert len(found.studies) == 1
+    assert found.studies[0].patient_id != ""
+
+
+@pytest.mark.parametrize("cut", [-10, 700])
+def test_a_broken_file_breaks_its_series(slices, cut):
+    folder = slices()
+    first = next(iter(sorted(folder.iterdir())))
+    first.write_bytes(first.read_bytes()[:cut])
+    found = scan(folder)
+    (rejected,) = found.rejected
+    (series,) = found.studies[0].series
+    assert rejected.series_instance_uid == series.series_instance_uid
+    assert series.refused == "broken_slice"
+    assert series.series_instance_uid not in repr(found)
+    with pytest.raises(DicomError, match="broken_slice"):
+        read_volume(series)
+
+
 def test_files_that_are_not_read(tmp_path):
     folder = tmp_path / "in"
     good = save(folder / "noSuffix", PIXELS)

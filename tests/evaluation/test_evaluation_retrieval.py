@@ -9,7 +9,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_a_perfect_model_reads_one():
-    # In float32 at awkward sizes: the positive's score must come from the same tile (FACTS of many codebases: .6).
+    # In float32 at awkward sizes: the positive's score must come from the same tile (elsewhere 0.6 was seen).
     items = unit(1003, 77)
     assert retrieval(items, items).recall_at_1 == 1.0
     assert (ranks(items, items, tile=97) == 1).all()
@@ -26,6 +26,15 @@ def test_constant_embeddings_are_not_better_than_chance():
     constant = torch.ones(200, 4)
     assert retrieval(constant, constant).recall_at_10 == 0.0
     assert retrieval(constant, constant).median_rank == pytest.approx(100, abs=1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_embeddings_that_are_no_numbers_are_refused(value):
+    broken = unit(20, 4)
+    broken[3, 1] = value
+    for pair in ((broken, unit(20, 4)), (unit(20, 4), broken)):
+        with pytest.raises(ValueError, match=r"must be finite, got 1 rows"):
+            retrieval(*pair)
 
 
 def test_equal_texts_are_all_right():

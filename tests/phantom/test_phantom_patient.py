@@ -26,7 +26,11 @@ def patients() -> list[Patient]:
 def test_same_seed_same_patient() -> None:
     assert draw_patient(7) == draw_patient(7)
     assert draw_patient(7) != draw_patient(8)
-    assert len(table_digest()) == 64
+
+
+def test_difficulty_is_frozen() -> None:
+    # Whoever changes it makes every score before it incomparable: docs/phantoms.md and docs/results.md must say so.
+    assert table_digest() == "7aaf020a47d861d9ab0cd6074500a2775cbb9d848613826cc98765f88c9dc8d7"
 
 
 def test_processes_draw_the_same_patients(patients: list[Patient]) -> None:

@@ -158,7 +158,7 @@ class FakeLoaded:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> FakeLoaded:
     words = train_tokenizer(["cough and fever " * 4], vocab_size=300)
     kept = Preprocessing(grid=(16, 32, 32), spacing_mm=(6.0, 8.0, 8.0), image_size=64, sound_rate=8000)
-    card = Card("default", "A demonstration model.")
+    card = Card("default", "A model that answers.", kind="demonstration")
     made = FakeLoaded(FakeModel(), words, kept, Identity("default", "ab" * 32), card, {})
     monkeypatch.setattr(mm, "load", lambda _path="default": made)
     return made

@@ -52,12 +52,12 @@ def test_whole_study(studies, loaded, out):
         assert to_json(read_report(folder)) == text
     report = next(found for found in map(read_report, folders) if any(s.role == "image" for s in found.series))
     assert [(s.role, s.num_slices, s.days_before) for s in report.series] == [
-        ("volume", 18, 0), ("prior", 18, 30), ("prior", 18, 100), ("image", 1, 0),
+        ("volume", 18, 0), ("prior", 18, 30), ("image", 1, 0),
     ]  # fmt: skip
     assert report.series[0].spacing_mm == (5.0, 8.0, 8.0)
     assert report.series[0].units == "HU"
     assert {row.name: row.count for row in report.inputs} == {
-        "volume": 1, "priors": 2, "image": 1, "audio": 2, "record": 1,
+        "volume": 1, "priors": 1, "image": 1, "audio": 2, "record": 1,
     }  # fmt: skip
     nodule, fracture, effusion, infection = report.findings
     assert nodule.slice_index == 9
@@ -107,23 +107,112 @@ def test_failure_stays_with_its_study(studies, loaded, out, caplog):
     studies.ct(2, 1, skip=(5,))
     studies.ct(3, 1, level=223)  # -777 HU: the model raises on the whole batch
     studies.ct(4, 1, slices=6)
-    (studies.ct(5, 1) / "record.json").write_text("{no json")
+    (studies.ct(5, 1) / "record.json").write_text("{no json")  # a side input costs no report
     code, lines = run(studies, out)
     assert code == 1
     told = sorted((line["status"], line["reason"]) for line in manifest(out).values())
     assert told == [
         ("done", None),
+        ("done", None),
         ("failed", "RuntimeError"),
         ("failed", "missing_slice"),
-        ("failed", "record_unreadable"),
         ("skipped", "no_eligible_series"),
     ]
-    assert lines[-1]["failed"] == 3
+    assert lines[-1]["failed"] == 2
     assert "quoted" not in caplog.text + (out / "manifest.jsonl").read_text()
     place = next(line["place"] for line in manifest(out).values() if line["reason"] == "missing_slice")
     assert place.startswith("mm/dicom/")
     assert ".py:" in place
-    assert len(list(out.glob("*/report.json"))) == 1
+    assert len(list(out.glob("*/report.json"))) == 2
+
+
+def test_a_failure_stands_until_its_files_change(studies, loaded, out, caplog):
+    studies.ct(1, 1)
+    broken = studies.ct(2, 1, skip=(5,))
+    studies.ct(3, 1, level=223)
+    assert run(studies, out)[0] == 1
+    before, batches = contents(out), len(loaded.model.batches)
+    caplog.clear()
+    code, lines = run(studies, out)
+    assert code == 1
+    assert len(loaded.model.batches) == batches  # neither the failed nor its finished batch mates
+    assert contents(out) == before
+    assert [line["fresh"] for line in lines if line["event"] == "study"] == [False] * 3
+    assert lines[-1] == {"event": "end", "done": 1, "failed": 2, "skipped": 0}
+    assert "missing_slice" in caplog.text
+    for path in broken.iterdir():
+        path.unlink()
+    studies.ct(2, 1)
+    _, lines = run(studies, out)
+    assert lines[-1] == {"event": "end", "done": 2, "failed": 1, "skipped": 0}
+
+
+def told(out: Path) -> dict[str, tuple[bool, str | None]]:
+    return {row.name: (row.used, row.reason) for row in read_report(next(out.glob("*/report.json")).parent).inputs}
+
+
+def test_a_bad_side_input_costs_no_report(studies, loaded, out):
+    studies.beside(studies.ct(1, 1))
+    folder = studies.dx(1, 1)
+    (folder / "sound_left_upper.wav").write_bytes(b"no sound")
+    (folder / "record.json").write_text("[]")
+    content = (folder / "dx_0.dcm").read_bytes()
+    (folder / "dx_0.dcm").write_bytes(content.replace(b"MONOCHROME2", b"MONOCHROMEX"))
+    assert run(studies, out)[0] == 0
+    assert told(out) == {
+        "volume": (True, None),
+        "priors": (False, "no_earlier_study"),
+        "image": (False, "unsupported_pixels"),
+        "audio": (True, "audio_unreadable"),
+        "record": (False, "record_layout"),
+    }
+
+
+def test_a_refused_ct_beside_a_good_radiograph(studies, loaded, out):
+    studies.ct(1, 1, skip=(5,))
+    studies.dx(1, 1)
+    assert run(studies, out)[0] == 0
+    assert told(out)["volume"] == (False, "missing_slice")
+    assert told(out)["image"] == (True, None)
+
+
+def test_a_truncated_last_slice_fails_the_study(studies, loaded, out):
+    folder = studies.ct(1, 1)
+    studies.ct(2, 1)
+    last = folder / "ct_011.dcm"  # 17 * 7 modulo 18
+    last.write_bytes(last.read_bytes()[:-100])
+    assert run(studies, out)[0] == 1
+    assert sorted(line["reason"] or "" for line in manifest(out).values()) == ["", "broken_slice"]
+
+
+def test_another_body_part_is_not_eligible(studies, loaded, out):
+    studies.ct(1, 1)
+    for path in studies.ct(2, 1).iterdir():
+        path.write_bytes(path.read_bytes().replace(b"CHEST ", b"PELVIS"))
+    run(studies, out)
+    assert sorted(line["reason"] or "" for line in manifest(out).values()) == ["", "other_body_part"]
+
+
+def test_without_orientation_there_is_no_side(studies, loaded, out):
+    path = studies.dx(1, 1) / "dx_0.dcm"
+    path.write_bytes(path.read_bytes().replace(b"L\\F ", b"    "))
+    run(studies, out, pipeline="report_xray")
+    report = read_report(next(out.glob("*/report.json")).parent)
+    assert report.findings[0].image_pixel is not None
+    assert report.findings[0].side == "none"
+    assert "right" not in report.text("en").lower()
+    path.write_bytes(path.read_bytes().replace(b"PA", b"LL"))
+    with pytest.raises(ValueError, match="nothing to report"):
+        run(studies, out, pipeline="report_xray")
+
+
+def test_unused_context_is_told(studies, loaded, tmp_path, out, caplog):
+    studies.beside(studies.ct(1, 1))
+    row = {"StudyInstanceUID": "1.2.826.0.1.3680043.8.498.1.1", "audio": {"left_upper": "in/p1_1/sound_left_upper.wav"}}
+    (tmp_path / "c.jsonl").write_text(json.dumps(row))
+    run(studies, out, pipeline="report_ct", context=tmp_path / "c.jsonl")
+    assert "audio of 1 row not used" in caplog.text
+    assert "1.2.826" not in caplog.text
 
 
 def test_rerun_skips_and_repeats(studies, loaded, out):
@@ -264,3 +353,7 @@ def test_one_run_at_a_time(studies, loaded, out):
     run(studies, out)
     with open_ledger(out), pytest.raises(ValueError, match="another mm report"):
         run(studies, out)
+    fresh = out.with_name("fresh")
+    with open_ledger(fresh), pytest.raises(ValueError, match="another mm report"):
+        run(studies, fresh)
+    assert not (fresh / "private" / "secret").exists()  # the holder of the lock makes it

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
@@ -71,6 +72,9 @@ def test_large_radiographs_are_shrunk_and_the_ring_with_them():
     assert key.mm_per_pixel == pytest.approx(0.2 * 2000 / 1024)
     assert key.center == pytest.approx((512, 384), abs=1)
     assert key.radius == pytest.approx(20 / key.mm_per_pixel)
+    assert key.edges == ("", "", "", "")
+    told = replace(image, oriented=True)
+    assert key_radiograph(told, finding=0, pixel=None, radius_mm=20.0).edges == ("R", "L", "", "")
     assert unfit_point((127.5, 127.5), (2000, 1500)) == pytest.approx((999.5, 749.5))
 
 

@@ -10,7 +10,10 @@ import yaml
 
 import mm
 from mm.batch import SLOT_KINDS
-from mm.training.cli import main, prepare
+from mm.data.spec import describe, load_spec
+from mm.training.cache import key
+from mm.training.checkpoint import Card
+from mm.training.cli import TrainingCLI, main, prepare
 from mm.training.write import questions
 
 RECIPE = """
@@ -141,6 +144,59 @@ def test_mistakes_are_one_line(
     assert said.startswith("mm fit: ")
     assert "\n" not in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/data/runs"), "mm fit: no right to write or read /data/runs"),
+        (ValueError("row 3 has\nno column"), "mm fit: row 3 has no column"),
+    ],
+)
+def test_a_run_that_fails_is_one_line(
+    words: list[str],
+    error: Exception,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(_: TrainingCLI) -> None:
+        raise error
+
+    monkeypatch.setattr(TrainingCLI, "run", fails)
+    assert main(["fit", *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(message)
+    assert "\n" not in said
+
+
+def test_an_index_that_changes_is_encoded_anew(words: list[str], tmp_path: Path) -> None:
+    cli = TrainingCLI.make(["fit", "--config", words[1]])
+
+    def made() -> str:
+        return key(cli.model.model, cli.datamodule, "train")
+
+    before = made()
+    assert made() == before
+    rows = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows.replace("bright", "dark"))
+    assert made() != before
+    (tmp_path / "rows.jsonl").write_text(rows)
+    assert made() == before
+
+
+def test_a_demonstration_that_learns_from_real_data_is_none_any_more(words: list[str]) -> None:
+    task = TrainingCLI.make(["fit", "--config", words[1]]).model
+    phantoms = {"data": describe(load_spec("phantom"))}
+    pictures = {"data": {"name": "pictures", "index": "rows.jsonl"}}
+    assert task._kind((phantoms,)) == "trained"  # neither said nor inherited
+    task.earlier = Card("earlier", kind="demonstration")
+    assert task._kind((phantoms, phantoms)) == "demonstration"
+    assert task._kind((phantoms, pictures)) == "trained"
+    assert task._kind((pictures, phantoms)) == "trained"
+    task.card_kind = "demonstration"
+    assert task._kind((pictures,)) == "demonstration"
 
 
 def test_an_unknown_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

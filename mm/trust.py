@@ -11,9 +11,15 @@ from jsonargparse import set_parsing_settings
 
 TRUSTED: Final[tuple[str, ...]] = ("mm", "torch", "lightning", "timm", "torchaudio", "torchvision", "open_clip")
 
+_named: dict[str, None] = {}
+"""Packages that the command line has added, in that order; the parser's own list is one for the process too."""
+
 
 def restrict_imports(trust: Sequence[str] = ()) -> None:
-    """Denies every import path in configurations but those of `TRUSTED` and `trust`; holds for the process.
+    """Denies every import path in configurations but those of `TRUSTED` and of all that was ever trusted.
+
+    Holds for the process; a later call adds to the list and takes nothing away, so that a parser made behind the
+    command line's (a checkpoint's, a data spec's) doesn't revoke what the user granted.
 
     Args:
         trust: Packages that the user named with `--trust`.
@@ -24,4 +30,5 @@ def restrict_imports(trust: Sequence[str] = ()) -> None:
     for name in trust:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"--trust takes the import name of a package such as my_package; got {name!r}")
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*TRUSTED, *trust])
+    _named.update(dict.fromkeys(trust))
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*TRUSTED, *_named])

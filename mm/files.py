@@ -1,5 +1,6 @@
 """Writes that a kill at any moment can't tear: a temporary name in the same folder, then `os.replace`."""
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -29,22 +30,38 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
 def replace_folder(fresh: Path, place: Path, *, work: Path) -> None:
     """Moves a finished folder to its place; a former one of that name is gone afterwards.
 
-    Between the two renames the place is empty for an instant: a kill there leaves no report, never half of
-    one, and the next run writes it again.
+    Between the two renames the place is empty for an instant: a kill there leaves nothing, never half of one.
 
     Args:
         fresh: The finished folder, on the same file system.
         place: Where it belongs.
         work: Where the former one is moved before it is deleted.
     """
-    discard_folder(place, work=work)
+    old = _aside(place, work)
     fresh.replace(place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def discard_folder(place: Path, *, work: Path) -> None:
     """Takes a folder away at one stroke: renamed first, then deleted."""
-    if place.exists():
-        old = work / f"{place.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        place.replace(old)
+    old = _aside(place, work)
+    if old.exists():
         shutil.rmtree(old)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: It can't be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _aside(place: Path, work: Path) -> Path:
+    old = work / f".{place.name}.{os.getpid()}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.replace(old)
+    return old

@@ -1,0 +1,141 @@
+"""The model of a `config.json`, made again: from a file that may be anybody's, so nothing in it is believed."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from mm.errors import one_line
+from mm.trust import restrict_imports
+
+if TYPE_CHECKING:
+    from mm.model import MultimodalModel
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of weights, by name."""
+
+_WRONG: Final = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AssertionError, AttributeError)
+"""What constructors, ours and those of timm, torchaudio and open_clip, raise at sizes that make no network."""
+_LARGEST: Final = 2**16
+"""Of a whole number in a configuration that is no size of a weight."""
+_MOST_CONSTANTS: Final = 2**26
+"""Elements of tables that aren't weights, such as masks and frequencies."""
+
+
+def build(config: Mapping[str, Any], *, weights: Shapes | None = None) -> "MultimodalModel":
+    """Makes the model of a `config.json`, with fresh weights; nothing is downloaded.
+
+    Args:
+        config: `class_path` and `init_args`. `pretrained` counts as off: the weights are in the folder.
+        weights: Shapes of the weights that it is going to be filled with. The model is first made without memory
+            (on torch's meta device) and compared with them, so that no configuration can ask for more than is
+            there. None: it isn't compared.
+
+    Raises:
+        ValueError: A key, type, class or size isn't accepted, or names or shapes differ from `weights`.
+    """
+    from mm.model import MultimodalModel
+
+    restrict_imports()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(MultimodalModel, "model", required=True)
+    try:
+        parsed = parser.parse_object({"model": dict(config)})
+    except (ArgumentError, *_WRONG) as error:
+        raise ValueError(f"model configuration: {one_line(str(error))}") from error
+    largest = None if weights is None else max([_LARGEST, *(size for shape in weights.values() for size in shape)])
+    _tame(parsed, largest=largest)
+    if weights is not None:
+        with _at_most(16 * len(weights) + 1024), torch.device("meta"):
+            _compare(_make(parser, parsed), weights)
+    model = _make(parser, parsed)
+    assert isinstance(model, MultimodalModel)
+    return model
+
+
+def check_vocabulary(model: "MultimodalModel", size: int) -> None:
+    """Every part that reads or writes tokens must have room for the tokenizer's ids.
+
+    Raises:
+        ValueError: One hasn't.
+    """
+    from mm.decoder.decoder import MoEDecoder
+    from mm.encoders.record import RecordEncoder
+    from mm.encoders.text import TextEncoder
+
+    parts = {"record": model.record, "text": model.text, "decoder": model.decoder}
+    rooms = {
+        name: part.word.num_embeddings if isinstance(part, RecordEncoder) else part.vocab_size
+        for name, part in parts.items()
+        if isinstance(part, RecordEncoder | TextEncoder | MoEDecoder)
+    }
+    small = [f"{name} has room for {room}" for name, room in rooms.items() if room < size]
+    if small:
+        raise ValueError(f"the tokenizer has {size} ids, {' and '.join(small)}: give both the same vocab_size")
+
+
+def _make(parser: ArgumentParser, parsed: Namespace) -> nn.Module:
+    try:
+        model = parser.instantiate(parsed).model
+    except (ArgumentError, *_WRONG) as error:
+        said = one_line(str(error)) or type(error).__name__
+        raise ValueError(f"model configuration: no network can be made of it: {said[:300]}") from error
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _tame(value: Any, *, largest: int | None, key: str = "") -> None:
+    """Turns every `pretrained` off and refuses names that lead to the network or a disk, and absurd numbers."""
+    if isinstance(value, Namespace | dict):
+        members = vars(value) if isinstance(value, Namespace) else value
+        for name, item in members.items():
+            if name == "pretrained":
+                value[name] = False if isinstance(item, bool) else None
+            else:
+                _tame(item, largest=largest, key=str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _tame(item, largest=largest, key=key)
+    elif key == "name" and isinstance(value, str) and ":" in value:
+        raise ValueError(f"model configuration: name {value[:80]!r} would fetch a model; only plain names are accepted")
+    elif isinstance(value, int) and largest is not None and abs(value) > largest:
+        raise ValueError(f"model configuration: {key} is {value}, and no weight is as large")
+
+
+def _compare(model: nn.Module, weights: Shapes) -> None:
+    state = model.state_dict()
+    own = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    missing, foreign = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    if missing or foreign:
+        raise ValueError(
+            f"weights do not fit the model: {len(missing)} are missing and {len(foreign)} have no place, such as"
+            f" {(missing + foreign)[0]!r}"
+        )
+    for name, shape in own.items():
+        if shape != weights[name]:
+            raise ValueError(f"weights do not fit the model: {name} is {weights[name]}, the model's is {shape}")
+    constants = sum(buffer.numel() for name, buffer in model.named_buffers() if name not in state)
+    if constants > _MOST_CONSTANTS:
+        raise ValueError(f"model configuration: its tables would have {constants:,} elements")
+
+
+@contextlib.contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Stops a model that goes on making parts: without memory a depth of millions would still take hours."""
+    made = 0
+
+    def another(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:  # noqa: ARG001  # torch's own
+        nonlocal made
+        made += 1
+        if made > count:
+            raise ValueError(f"more than {count:,} parameters, far more than there are weights")
+
+    handle = register_module_parameter_registration_hook(another)
+    try:
+        yield
+    finally:
+        handle.remove()
