@@ -307,6 +307,7 @@ def test_vqa_scores_repeat(evaluated: dict[str, Path], tiny_checkpoint: Path, tm
         ("studies=many", "studies"),
         ("studies", "KEY=VALUE"),
         ("language=de", "language"),
+        ("checkpoint=nowhere", "checkpoint 'nowhere': no such folder"),
     ],
 )
 def test_mistyped_options_of_an_evaluation(override: str, message: str, tmp_path: Path) -> None:

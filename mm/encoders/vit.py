@@ -96,8 +96,6 @@ class ViTEncoder(Encoder):
         self.network = network
         self.width = int(network.num_features)
         self.patch_grid: tuple[int, int] = network.patch_embed.grid_size
-        if any(tokens > patches for tokens, patches in zip(token_grid, self.patch_grid, strict=True)):
-            raise ValueError(f"token_grid must be at most the {self.patch_grid} patches, got {token_grid}")
         self.token_grid = token_grid
         # timm's fused attention is several times slower than its plain one when training in bfloat16 on a CPU.
         self._attentions = [module for module in network.modules() if hasattr(module, "fused_attn")]

@@ -16,6 +16,7 @@ from rich.progress import track
 
 import mm
 from mm.errors import one_line, read_yaml
+from mm.training.checkpoint import find, read_seal
 from mm.trust import TRUSTED, restrict_imports
 
 Item = TypeVar("Item")
@@ -54,7 +55,13 @@ class Results:
 
 
 class Evaluation(ABC):
-    """One evaluation; its constructor is the schema of its YAML."""
+    """One evaluation; its constructor is the schema of its YAML.
+
+    Attributes:
+        checkpoint: What is scored: a checkpoint folder, or the name of a shipped one.
+    """
+
+    checkpoint: str
 
     @abstractmethod
     def run(self) -> Results:
@@ -74,7 +81,7 @@ def run_evaluation(name: str | Path, out: Path, *, overrides: Sequence[str] = ()
         The page as Markdown.
 
     Raises:
-        ValueError: An unknown file, class, option or value.
+        ValueError: An unknown file, class, option or value, or no such checkpoint.
         ImportError: A package of the extra `evaluate` isn't installed.
     """
     path = mm.shipped(name)
@@ -82,6 +89,7 @@ def run_evaluation(name: str | Path, out: Path, *, overrides: Sequence[str] = ()
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"to evaluate needs {', '.join(missing)}: pip install 'mm-report[evaluate]'")
+    read_seal(find(evaluation.checkpoint))  # a wrong one is told before there is a folder
     out.mkdir(parents=True, exist_ok=True)
     results = evaluation.run()
     content = without_nan({"facts": results.facts, "scores": results.scores})

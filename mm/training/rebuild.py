@@ -22,6 +22,8 @@ _WRONG: Final = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeErr
 """What constructors, ours and those of timm, torchaudio and open_clip, raise at sizes that make no network."""
 _LARGEST: Final = 2**16
 """Of a whole number in a configuration that is no size of a weight."""
+_FINEST: Final = 64
+"""Tokens along an axis: pooled, and so of no size that the weights tell."""
 _MOST_CONSTANTS: Final = 2**26
 """Elements of tables that aren't weights, such as masks and frequencies."""
 
@@ -102,6 +104,8 @@ def _tame(value: Any, *, largest: int | None, key: str = "") -> None:
             _tame(item, largest=largest, key=key)
     elif key == "name" and isinstance(value, str) and ":" in value:
         raise ValueError(f"model configuration: name {value[:80]!r} would fetch a model; only plain names are accepted")
+    elif key == "token_grid" and isinstance(value, int) and largest is not None and value > _FINEST:
+        raise ValueError(f"model configuration: token_grid must be at most {_FINEST} along an axis, got {value}")
     elif isinstance(value, int) and largest is not None and abs(value) > largest:
         raise ValueError(f"model configuration: {key} is {value}, and no weight is as large")
 
