@@ -52,7 +52,7 @@ def build(config: Mapping[str, Any], *, weights: Shapes | None = None) -> "Multi
     largest = None if weights is None else max([_LARGEST, *(size for shape in weights.values() for size in shape)])
     _tame(parsed, largest=largest)
     if weights is not None:
-        with _at_most(16 * len(weights) + 1024), torch.device("meta"):
+        with _at_most(4 * len(weights) + 512), torch.device("meta"):
             _compare(_make(parser, parsed), weights)
     model = _make(parser, parsed)
     assert isinstance(model, MultimodalModel)

@@ -133,7 +133,7 @@ def test_one_line_that_names_the_folder(folder: Path, case: str) -> None:
     start = time.perf_counter()
     with pytest.raises(ValueError, match=message) as error:
         checkpoint.load(folder)
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - start < 60  # hours without a bound
     said = str(error.value)
     assert said.startswith(f"checkpoint {str(folder)!r}: ")
     assert said.endswith("copy the folder anew, or train it again")
