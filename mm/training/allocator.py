@@ -1,7 +1,7 @@
 """Lets glibc keep the memory that tensors free.
 
 By default it returns every large block to the kernel, which hands it out again page by page, zeroed. A step of
-train_findings_phantom on one core took 4.5 CPU seconds with that and 3.2 without.
+train_findings_phantom on one core took 4.5 CPU seconds with that and 3.2 without (docs/results.md, "Speed").
 """
 
 import ctypes
