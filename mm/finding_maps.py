@@ -1,7 +1,7 @@
 """What one picture shows of each finding: a map over its cells, and what is pooled from the map.
 
 A volume's cells are those of the second level of the 3-D ResNet's pyramid, brought together top-down from the
-coarser levels (feature pyramid network, Lin et al. 2017); an X-ray's cells are those of the ViT's patch grid.
+coarser levels (feature pyramid network, Lin et al. 2017); an X-ray's cells are half of a ViT's patch wide.
 From there on both go the same way, so `MapHead` knows cells in a row and their coordinates only.
 
 Axes: N pictures (flattened visits, or studies), K findings, P findings with peaks, W side slots in the order of
@@ -97,23 +97,25 @@ class FeaturePyramid(nn.Module):
 
 
 class ImageCells(nn.Module):
-    """The ViT's patch grid to features, its cells knowing where they are.
+    """The ViT's patches and, from its stem, the finer cells under them, on the finest grid; cells know their place.
 
     Args:
-        width: Channels of the patch grid.
+        widths: Channels of the levels, the finest first.
         channels: Of the result.
     """
 
-    def __init__(self, width: int, *, channels: int = 64) -> None:
+    def __init__(self, widths: tuple[int, ...], *, channels: int = 64) -> None:
         super().__init__()
-        self.lateral = nn.Conv2d(width, channels, 1)
+        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
         self.place = nn.Conv2d(2, channels, 1, bias=False)
         self.smooth = _smooth(nn.Conv2d(channels, channels, 3, padding=1, bias=False), channels)
 
-    def forward(self, grid: Float[Tensor, "N D y x"]) -> Float[Tensor, "N C y x"]:
-        """Features on the same grid."""
-        grid = self.lateral(grid)
-        return self.smooth(grid + self.place(_coordinates(grid)))  # type: ignore[no-any-return]
+    def forward(self, levels: tuple[Tensor, ...]) -> Float[Tensor, "N C y x"]:
+        """Features on the finest level's grid."""
+        size = levels[0].shape[2:]
+        scaled = [F.interpolate(lateral(x), size=size) for lateral, x in zip(self.lateral, levels, strict=True)]
+        cells = torch.stack(scaled).sum(0)
+        return self.smooth(cells + self.place(_coordinates(cells)))  # type: ignore[no-any-return]
 
 
 class MapHead(nn.Module):

@@ -125,7 +125,7 @@ class FindingHead(nn.Module):
     Args:
         width: Of evidence.
         volume_widths: Channels of the volume encoder's four pyramid levels; None: no volumes.
-        image_width: Channels of the image encoder's patch grid; None: no X-rays.
+        image_widths: Channels of the image encoder's pyramid; None: no X-rays.
         audio_width: Of the audio encoder's tokens; None: no sounds.
         record_width: Of the record encoder's tokens; None: no records.
         channels: Of the volume's features.
@@ -136,7 +136,7 @@ class FindingHead(nn.Module):
         source_dropout: Probability that a source of a study is not heard on presence in training, so that each
             source learns to do without the others, and the prior is learnt.
         volume_stride: Voxels a cell of the pyramid's second level.
-        image_stride: Pixels a cell of the patch grid.
+        image_stride: Pixels a cell of the image pyramid's finest level.
         spacing_mm: Of the model's volume grid (z, y, x).
         pixel_mm: Of the model's image grid, about.
     """
@@ -154,7 +154,7 @@ class FindingHead(nn.Module):
         *,
         width: int = 192,
         volume_widths: tuple[int, int, int, int] | None = (24, 48, 96, 192),
-        image_width: int | None = 192,
+        image_widths: tuple[int, ...] | None = (96, 192),
         audio_width: int | None = 128,
         record_width: int | None = 128,
         channels: int = 48,
@@ -164,7 +164,7 @@ class FindingHead(nn.Module):
         heads: int = 4,
         source_dropout: float = 0.15,
         volume_stride: tuple[int, int, int] = (2, 4, 4),
-        image_stride: int = 16,
+        image_stride: int = 8,
         spacing_mm: tuple[float, float, float] = (5.0, 2.75, 2.75),
         pixel_mm: float = 1.4,
     ) -> None:
@@ -172,7 +172,7 @@ class FindingHead(nn.Module):
         if not 0 <= source_dropout < 1:
             raise ValueError(f"source_dropout must be at least 0 and below 1, got {source_dropout}")
         self.width, self.history_width, self.source_dropout = width, history, source_dropout
-        self.volume_widths, self.image_width = volume_widths, image_width
+        self.volume_widths, self.image_widths = volume_widths, image_widths
         self.volume_stride, self.image_stride = volume_stride, (image_stride, image_stride)
         self.spacing_mm, self.pixel_mm = spacing_mm, (pixel_mm, pixel_mm)
 
@@ -183,8 +183,8 @@ class FindingHead(nn.Module):
             self.volume_peaks = PeakHead(channels, dims=3)
             self.history = HistoryHead(width, history)
         self.image_cells = self.image_maps = self.image_peaks = None
-        if image_width is not None:
-            self.image_cells = ImageCells(image_width, channels=image_channels)
+        if image_widths is not None:
+            self.image_cells = ImageCells(image_widths, channels=image_channels)
             self.image_maps = MapHead(image_channels, stride=self.image_stride, width=width, hidden=hidden)
             self.image_peaks = PeakHead(image_channels, dims=2)
         self.audio_width, self.record_width = audio_width, record_width
@@ -221,11 +221,11 @@ class FindingHead(nn.Module):
         _, fine, middle, coarse = pyramid
         return self.volume_maps(self.pyramid((fine, middle, coarse)), study=study, visit=visit)  # type: ignore[no-any-return]
 
-    def see_images(self, grid: Float[Tensor, "N C y x"], *, study: Int[Tensor, " N"]) -> Maps:
-        """Maps of X-rays, given as patch grids."""
+    def see_images(self, pyramid: tuple[Tensor, ...], *, study: Int[Tensor, " N"]) -> Maps:
+        """Maps of X-rays, given as the levels of their pyramid."""
         assert self.image_cells is not None, "this head was made without images"
         assert self.image_maps is not None
-        return self.image_maps(self.image_cells(grid), study=study, visit=torch.zeros_like(study))  # type: ignore[no-any-return]
+        return self.image_maps(self.image_cells(pyramid), study=study, visit=torch.zeros_like(study))  # type: ignore[no-any-return]
 
     def pictured(self, maps: Maps, *, size: int) -> Evidence:
         """Evidence of the current pictures, by study of a batch of `size`."""
@@ -318,7 +318,11 @@ class FindingHead(nn.Module):
             assert peaks is not None
             parts = picture_losses(maps, truth, peaks, relevant=MAPPED[source], stride=stride, spacing_mm=spacing)
             losses |= {name: losses[name] + value for name, value in parts.items()}
-        losses["presence"] = F.binary_cross_entropy_with_logits(outputs.presence, targets.present.float())
+        # What no source of a study can show isn't asked: else a stage without volumes would unlearn the others.
+        asked = torch.ones_like(targets.present) if outputs.assessable is None else outputs.assessable
+        if asked.any():
+            said, true = outputs.presence[asked], targets.present[asked].float()
+            losses["presence"] = F.binary_cross_entropy_with_logits(said, true)
         learnt = (targets.change > 0) & (outputs.before > IMPOSSIBLE) & self.followed
         if learnt.any():
             losses["change"] = F.cross_entropy(outputs.change[learnt], targets.change[learnt])

@@ -178,7 +178,9 @@ class MultimodalModel(nn.Module):
             if self.volume is not None:
                 pairs.append(("findings.volume_widths", head.volume_widths, tuple(self.volume.widths)))
             if self.image is not None:
-                pairs.append(("findings.image_width", head.image_width, self.image.width))
+                pairs.append(("findings.image_widths", head.image_widths, self.image.widths))
+                if head.image_widths is not None:
+                    pairs.append(("findings.image_stride", head.image_stride[0], self.image.stride))
             if self.audio is not None:
                 pairs.append(("findings.audio_width", head.audio_width, self.audio.width))
             if self.record is not None:
@@ -228,13 +230,13 @@ class MultimodalModel(nn.Module):
 
     def _encode_images(self, encoder: ViTEncoder, images: Images, encoded: Encoded) -> Encoded:
         study = images.present.nonzero()[:, 0]
-        grid = encoder.grid(images.values[study])
-        tokens = _to_studies(encoder.tokens(grid), study, encoded.size)
+        pyramid = encoder.pyramid(images.values[study])
+        tokens = _to_studies(encoder.tokens(pyramid[-1]), study, encoded.size)
         encoded = replace(encoded, tokens=replace(encoded.tokens, image=tokens))
         head = self.findings
         if head is None or head.image_maps is None:
             return encoded
-        maps = head.see_images(grid, study=study)
+        maps = head.see_images(pyramid, study=study)
         evidence = replace(encoded.evidence, image=head.pictured(maps, size=encoded.size))
         return replace(encoded, evidence=evidence, image=maps)
 

@@ -36,7 +36,7 @@ class TinyPyramid(nn.Module):
 
 def make_head(**options: object) -> FindingHead:
     sizes = {"width": 32, "channels": 16, "image_channels": 16, "hidden": 32, "history": 16, "audio_width": 24}
-    sizes |= {"record_width": 24, "image_width": 12, "volume_widths": (8, 16, 16, 16)}
+    sizes |= {"record_width": 24, "image_widths": (8, 12), "volume_widths": (8, 16, 16, 16)}
     return FindingHead(**(sizes | options))
 
 
@@ -128,7 +128,7 @@ def everything(head: FindingHead) -> tuple[FindingOutputs, Targets, nn.Module]:
     net = TinyPyramid()
     study, visit = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
     volume = head.see_volumes(net(torch.randn(4, 1, *SHAPE)), study=study, visit=visit)
-    image = head.see_images(torch.randn(2, 12, 4, 4), study=torch.tensor([0, 1]))
+    image = head.see_images((torch.randn(2, 8, 8, 8), torch.randn(2, 12, 4, 4)), study=torch.tensor([0, 1]))
     tokens = Tokens(torch.randn(2, 5, 24), torch.ones(2, 5, dtype=torch.bool))
     evidence = BySource(
         head.pictured(volume, size=2), head.pictured(image, size=2), head.hear(tokens), head.read(tokens)
@@ -154,14 +154,26 @@ def test_gradient_reaches_every_parameter() -> None:
     torch.manual_seed(0)
     head = make_head(source_dropout=0.0)
     outputs, targets, _ = everything(head)
-    # The prior is learnt where no source is there.
-    nothing = head(BySource(), size=2)
     losses = head.losses(outputs, targets)
-    total = sum(losses.values()) + head.losses(nothing, targets)["presence"] + outputs.tokens.square().mean()
+    # The prior is learnt where a source is there and isn't heard.
+    head.source_dropout = 0.999
+    unheard, _, _ = everything(head)
+    total = sum(losses.values()) + head.losses(unheard, targets)["presence"] + outputs.tokens.square().mean()
     total.backward()
     missing = [name for name, item in head.named_parameters() if item.grad is None or not item.grad.abs().sum() > 0]
     assert missing == []
     assert all(torch.isfinite(value) for value in losses.values())
+
+
+def test_what_no_source_can_show_is_not_asked() -> None:
+    head = make_head(source_dropout=0.0)
+    _, targets, _ = everything(head)
+    tokens = Tokens(torch.randn(2, 5, 24), torch.ones(2, 5, dtype=torch.bool))
+    only_audio = head(BySource(audio=head.hear(tokens)), size=2)
+    head.losses(only_audio, targets)["presence"].backward()
+    taught = head.out.bias.grad.nonzero().flatten().tolist()
+    assert taught == [ontology.INDEX["airflow_obstruction"]]
+    assert head.losses(head(BySource(), size=2), targets)["presence"] == 0
 
 
 def test_without_a_source_presence_is_the_prior() -> None:

@@ -18,42 +18,63 @@ from mm.batch import Tokens
 from mm.encoders.base import Encoder
 from mm.encoders.shared import all_valid
 
+LOCAL = 9
+"""Pixels across which local contrast is taken: 13 mm, as wide as a rib."""
+LOCAL_GAIN = 8.0
+"""A break in a rib is an eighth as deep as the step from lung to heart."""
+
 
 class ConvStem(nn.Module):
-    """Halves the image until a cell is a patch; takes the place of timm's PatchEmbed.
+    """Halves an image until a cell is a patch; each level but the last is looked at twice.
 
-    The first level is looked at twice, at half resolution, where one-pixel detail still is.
+    Beside the image goes its local contrast. A break is a line of one pixel whose grey differs by a hundredth of the
+    range: without it the break is found after several times as many patients.
+
+    Args:
+        patch: Pixels a patch.
+        width: Of patches; the levels before have a half, a quarter ... of it, in steps of 16.
     """
 
-    def __init__(
-        self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, *, bias: bool = True, **_: Any
-    ) -> None:
+    def __init__(self, patch: int, width: int) -> None:
         super().__init__()
-        steps = round(math.log2(patch_size))
-        if 2**steps != patch_size or steps < 2:
-            raise ValueError(f"patch must be a power of two from 4 on with a conv stem, got {patch_size}")
+        steps = round(math.log2(patch))
+        if 2**steps != patch or steps < 2:
+            raise ValueError(f"patch must be a power of two from 4 on with a conv stem, got {patch}")
+        halves = [math.ceil(width / 2 ** (steps - level) / 16) * 16 for level in range(1, steps)]
+        layers: list[nn.Module] = []
+        for before, after in pairwise([2, *halves]):
+            layers += [*_convolution(before, after, stride=2), *_convolution(after, after, stride=1)]
+        self.fine = nn.Sequential(*layers)
+        self.coarse = nn.Sequential(*_convolution(halves[-1], width, stride=2), nn.Conv2d(width, width, 1))
+        self.widths = (halves[-1], width)
+
+    def forward(self, x: Float[Tensor, "N 1 Y X"]) -> tuple[Float[Tensor, "N E y2 x2"], Float[Tensor, "N D y x"]]:
+        """Features of half a patch, and of each patch."""
+        smooth = F.avg_pool2d(x, LOCAL, stride=1, padding=LOCAL // 2, count_include_pad=False)
+        both = torch.cat([x, LOCAL_GAIN * (x - smooth)], dim=1).contiguous(memory_format=torch.channels_last)
+        fine = self.fine(both)
+        return fine, self.coarse(fine)
+
+
+class Embedded(nn.Module):
+    """Stands where timm embeds patches: what comes is embedded already."""
+
+    def __init__(self, img_size: int, patch_size: int, **_: Any) -> None:
+        super().__init__()
         self.grid_size = (img_size // patch_size, img_size // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
-        widths = [
-            in_chans,
-            *(max(16, embed_dim // 2 ** (steps - level) // 16 * 16) for level in range(1, steps)),
-            embed_dim,
-        ]
-        layers: list[nn.Module] = []
-        for level, (before, after) in enumerate(pairwise(widths)):
-            layers += _convolution(before, after, stride=2)
-            if level == 0:
-                layers += _convolution(after, after, stride=1)
-        self.layers = nn.Sequential(*layers)
-        self.proj = nn.Conv2d(embed_dim, embed_dim, 1, bias=bias)
 
-    def forward(self, x: Float[Tensor, "N C Y X"]) -> Float[Tensor, "N M D"]:
-        """One vector a patch, row by row."""
-        return self.proj(self.layers(x)).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+    def forward(self, patches: Float[Tensor, "N M D"]) -> Float[Tensor, "N M D"]:
+        """The same."""
+        return patches
 
 
 class ViTEncoder(Encoder):
-    """Radiographs (0 black to 1 white) to patch features and tokens.
+    """Radiographs (0 black to 1 white) to a pyramid of features, and to tokens.
+
+    Attributes:
+        widths: Channels of the pyramid's levels, the finest first.
+        stride: Pixels a cell of the finest level.
 
     Args:
         name: A timm vision transformer.
@@ -89,24 +110,33 @@ class ViTEncoder(Encoder):
             if pretrained:
                 raise ValueError('pretrained weights have no conv stem: allowed is stem="patch", got stem="conv"')
             # No class token: 256 tokens instead of 257 go through the matrix kernels without a remainder.
-            options |= {"embed_layer": ConvStem, "class_token": False}
+            options |= {"embed_layer": Embedded, "class_token": False}
         network: Any = timm.create_model(
             name, pretrained=pretrained, img_size=image_size, in_chans=1, num_classes=0, global_pool="", **options
         )
         self.network = network
         self.width = int(network.num_features)
         self.patch_grid: tuple[int, int] = network.patch_embed.grid_size
+        self.patch = image_size // self.patch_grid[0]
+        self.stem = ConvStem(self.patch, self.width) if stem == "conv" else None
+        self.widths = (self.width,) if self.stem is None else self.stem.widths
+        self.stride = self.patch if self.stem is None else self.patch // 2
         self.token_grid = token_grid
         # timm's fused attention is several times slower than its plain one when training in bfloat16 on a CPU.
         self._attentions = [module for module in network.modules() if hasattr(module, "fused_attn")]
 
-    def grid(self, x: Float[Tensor, "N 1 Y X"]) -> Float[Tensor, "N D y x"]:
-        """Features of each patch, in the place of the patch."""
+    def pyramid(self, x: Float[Tensor, "N 1 Y X"]) -> tuple[Float[Tensor, "N _ _ _"], ...]:
+        """Features in their places, the finest level first: half patches (of a conv stem alone), then patches."""
         for module in self._attentions:
             module.fused_attn = x.is_cuda
-        pixels = ((x - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
-        features = self.network.forward_features(pixels)
-        patches = features[:, self.network.num_prefix_tokens :]
+        pixels = (x - 0.5) / 0.25
+        if self.stem is None:
+            return (self._grid(pixels.contiguous(memory_format=torch.channels_last)),)
+        fine, patches = self.stem(pixels)
+        return fine, self._grid(patches.flatten(2).transpose(1, 2))
+
+    def _grid(self, x: Tensor) -> Float[Tensor, "N D y x"]:
+        patches = self.network.forward_features(x)[:, self.network.num_prefix_tokens :]
         return patches.transpose(1, 2).unflatten(2, self.patch_grid)  # type: ignore[no-any-return]
 
     def tokens(self, grid: Float[Tensor, "N D y x"]) -> Tokens:
@@ -116,12 +146,13 @@ class ViTEncoder(Encoder):
 
     def forward(self, x: Float[Tensor, "N 1 Y X"]) -> Tokens:
         """Tokens of each image."""
-        return self.tokens(self.grid(x))
+        return self.tokens(self.pyramid(x)[-1])
 
 
 def _convolution(before: int, after: int, *, stride: int) -> list[nn.Module]:
+    # An even kernel where it halves: an odd one looks half a cell further up and left than down and right.
     return [
-        nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
+        nn.Conv2d(before, after, 4 if stride == 2 else 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(after),
         nn.ReLU(inplace=True),
     ]

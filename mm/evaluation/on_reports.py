@@ -13,13 +13,13 @@ from mm import ontology
 from mm.batch import Batch, Language, Modality, Sample
 from mm.data.collate import collate
 from mm.evaluation import baselines
+from mm.evaluation.balanced import balanced_accuracy
 from mm.evaluation.bootstrap import Score, bootstrap
 from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
 from mm.evaluation.labels import labels
 from mm.evaluation.reports import (
     Agreement,
     Judged,
-    balanced_accuracy,
     bleu4,
     copied_facts,
     head_labels,
@@ -332,8 +332,8 @@ class _Answers:
                 Bound(
                     fact,
                     modality,
-                    _balanced(full[kept, column], truth[kept, column]),
-                    _balanced(without[kept, column], truth[kept, column]),
+                    balanced_accuracy(full[kept, column], truth[kept, column]),
+                    balanced_accuracy(without[kept, column], truth[kept, column]),
                     0.5,
                 )
             )
@@ -348,14 +348,7 @@ class _Answers:
         classes = np.array([ontology.CHANGES.index(name) for name in names])
         kept = np.isin(truth, classes)
         with_it, without = (
-            _balanced(classes[np.stack(self.changed[name])[..., classes].argmax(-1)][kept], truth[kept])
+            balanced_accuracy(classes[np.stack(self.changed[name])[..., classes].argmax(-1)][kept], truth[kept])
             for name in ("all", "priors")
         )
         return Bound(fact, "priors", with_it, without, 1 / len(names))
-
-
-def _balanced(predicted: np.ndarray, truth: np.ndarray) -> Score:
-    predicted, truth = predicted.astype(int), truth.astype(int)
-    if len(truth) == 0:
-        return Score(float("nan"), float("nan"), float("nan"))
-    return bootstrap(lambda drawn: balanced_accuracy(predicted[drawn], truth[drawn]), len(truth), rounds=500)

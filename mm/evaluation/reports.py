@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool
 
 from mm import ontology
 from mm.batch import FindingTruth, GeneratedReport, Language
@@ -187,14 +187,6 @@ def nodule_recall(judged: Sequence[Judged], spacing_mm: tuple[float, float, floa
         hits = sum(match is not None for match in every)
         result[f"{low:g}-{high:g} mm"] = (hits / len(every) if every else float("nan"), len(every))
     return result
-
-
-def balanced_accuracy(predicted: Integer[np.ndarray, " N"], truth: Integer[np.ndarray, " N"]) -> float:
-    """Mean recall over the classes that occur; nan where fewer than two do."""
-    classes = np.unique(truth)
-    if len(classes) < 2:
-        return float("nan")
-    return float(np.mean([(predicted[truth == label] == label).mean() for label in classes]))
 
 
 def bleu4(candidates: Sequence[str], references: Sequence[str], language: Language) -> float:

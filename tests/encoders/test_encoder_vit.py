@@ -16,7 +16,10 @@ def small(**changes: object) -> ViTEncoder:
 def test_grid_and_tokens_have_the_promised_shapes(stem: str) -> None:
     encoder = small(stem=stem, patch=8)
     x = torch.rand(2, 1, 64, 64)
-    assert encoder.grid(x).shape == (2, 32, 8, 8)
+    levels = encoder.pyramid(x)
+    assert [tuple(level.shape) for level in levels] == ([(2, 16, 16, 16)] if stem == "conv" else []) + [(2, 32, 8, 8)]
+    assert tuple(level.shape[1] for level in levels) == encoder.widths
+    assert levels[0].shape[-1] * encoder.stride == 64
     tokens = encoder(x)
     assert tokens.values.shape == (2, 4, 32)
     assert tokens.mask.all()
@@ -25,7 +28,7 @@ def test_grid_and_tokens_have_the_promised_shapes(stem: str) -> None:
 def test_tokens_are_the_pooled_grid_row_by_row() -> None:
     encoder = small().eval()
     x = torch.rand(1, 1, 64, 64)
-    grid, tokens = encoder.grid(x), encoder(x).values
+    grid, tokens = encoder.pyramid(x)[-1], encoder(x).values
     torch.testing.assert_close(tokens[0, 1], grid[0, :, :2, 2:].mean((1, 2)))
 
 
@@ -34,7 +37,7 @@ def test_a_change_of_pixels_shows_most_in_its_own_patch() -> None:
     x = torch.rand(16, 1, 64, 64)
     y = x.clone()
     y[..., 18:30, 34:46] = 1 - y[..., 18:30, 34:46]
-    change = (encoder.grid(y) - encoder.grid(x)).norm(dim=1).mean(0)
+    change = (encoder.pyramid(y)[-1] - encoder.pyramid(x)[-1]).norm(dim=1).mean(0)
     assert divmod(int(change.argmax()), 4) == (1, 2)
 
 

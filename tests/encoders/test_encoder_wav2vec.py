@@ -6,28 +6,35 @@ import pytest
 import torch
 
 from mm.batch import Audio
+from mm.encoders.mel import MelStem
 from mm.encoders.wav2vec import Wav2VecEncoder
 
 CONVOLUTIONS = ((8, 10, 5), (16, 4, 4))
 
 
+STEMS = pytest.mark.parametrize("stem", ["mel", "waveform"])
+
+
 def small(**changes: object) -> Wav2VecEncoder:
     torch.manual_seed(0)
-    settings = {"width": 32, "depth": 2, "heads": 2, "hidden": 32, "convolutions": CONVOLUTIONS, "tokens_per_site": 4}
+    settings = {"width": 32, "depth": 2, "heads": 2, "hidden": 32, "tokens_per_site": 4}
+    settings |= {"stem": "waveform", "convolutions": CONVOLUTIONS}
     return Wav2VecEncoder(**settings | changes)  # type: ignore[arg-type]
 
 
-def test_padding_and_neighbours_never_change_a_sound() -> None:
-    encoder = small().eval()
-    sound = torch.randn(1, 4, 500) * 0.1
-    lengths = torch.tensor([[500, 300, 0, 421]])
+@STEMS
+def test_padding_and_neighbours_never_change_a_sound(stem: str) -> None:
+    encoder = small(stem=stem).eval()
+    sound = torch.randn(1, 4, 5000) * 0.1
+    lengths = torch.tensor([[5000, 3003, 0, 4210]])
     expected = encoder(Audio(sound, lengths))
+    assert expected.mask.any()
     for filling in (0.0, 1.0):
-        longer = torch.full((2, 4, 900), filling)
-        longer[0, :, :500] = sound
-        longer[0].masked_fill_(torch.arange(900) >= lengths[0, :, None], filling)
-        longer[1] = torch.randn(4, 900)
-        got = encoder(Audio(longer, torch.cat([lengths, torch.full((1, 4), 900)])))
+        longer = torch.full((2, 4, 9000), filling)
+        longer[0, :, :5000] = sound
+        longer[0].masked_fill_(torch.arange(9000) >= lengths[0, :, None], filling)
+        longer[1] = torch.randn(4, 9000)
+        got = encoder(Audio(longer, torch.cat([lengths, torch.full((1, 4), 9000)])))
         assert torch.equal(got.mask[:1], expected.mask)
         torch.testing.assert_close(got.values[:1], expected.values, atol=1e-5, rtol=1e-5)
 
@@ -62,26 +69,46 @@ def test_each_token_pools_its_own_stretch() -> None:
     assert (pooled[0, :, 0] <= torch.tensor([2.0, 4, 6, 8])).all()
 
 
-def test_loudness_does_not_matter() -> None:
-    encoder = small().eval()
-    sound, lengths = torch.randn(1, 4, 400), torch.full((1, 4), 400)
+@STEMS
+def test_loudness_does_not_matter(stem: str) -> None:
+    encoder = small(stem=stem).eval()
+    sound, lengths = torch.randn(1, 4, 4000), torch.full((1, 4), 4000)
     loud, quiet = encoder(Audio(sound, lengths)), encoder(Audio(sound * 0.01, lengths))
     torch.testing.assert_close(quiet.values, loud.values, atol=1e-2, rtol=1e-2)
 
 
-def test_gradient_reaches_every_parameter() -> None:
-    encoder = small()
-    tokens = encoder(Audio(torch.randn(2, 4, 600), torch.full((2, 4), 600)))
+@STEMS
+def test_gradient_reaches_every_parameter(stem: str) -> None:
+    encoder = small(stem=stem)
+    tokens = encoder(Audio(torch.randn(2, 4, 6000), torch.full((2, 4), 6000)))
     (tokens.values * torch.randn(32)).pow(3).sum().backward()
     missing = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # A bias on keys shifts all scores of a query alike: the softmax takes it away again.
     assert [name for name in missing if not name.endswith("k_proj.bias")] == []
 
 
-def test_default_size_and_frame() -> None:
-    encoder = Wav2VecEncoder()
+@STEMS
+def test_default_size_and_frame(stem: str) -> None:
+    encoder = Wav2VecEncoder(stem=stem)  # type: ignore[arg-type]
     assert sum(p.numel() for p in encoder.parameters()) <= 1_000_000
     assert encoder.stride == 160
+    shortest = torch.randn(1, encoder.shortest)
+    _, lengths = encoder.frames(shortest, torch.tensor([encoder.shortest]))
+    assert lengths.tolist() == [1]
+    _, lengths = encoder.frames(torch.randn(1, 32_000), torch.tensor([32_000]))
+    assert 195 <= int(lengths) <= 200
+
+
+def test_digital_silence_stays_finite() -> None:
+    tokens = small(stem="mel").eval()(Audio(torch.zeros(1, 4, 4000), torch.full((1, 4), 4000)))
+    assert tokens.values.isfinite().all()
+
+
+def test_a_tone_sounds_in_its_own_bins() -> None:
+    stem = MelStem()
+    time = torch.arange(8000) / 8000
+    low, high = ((2 * torch.pi * hz * time).sin()[None] for hz in (200.0, 1200.0))
+    assert stem.mel(low).mean(-1).argmax() < stem.mel(high).mean(-1).argmax()
 
 
 def test_bad_settings_name_the_argument() -> None:

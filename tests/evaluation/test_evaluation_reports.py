@@ -4,6 +4,7 @@ import pytest
 from mm import ontology
 from mm.batch import DetectedFinding, FindingTruth, GeneratedReport, GeneratedSentence, Question
 from mm.evaluation import baselines, reports, vqa
+from mm.evaluation.balanced import balanced_accuracy, wilson
 from mm.evaluation.bootstrap import bootstrap
 
 SPACING = (5.0, 2.75, 2.75)
@@ -95,9 +96,40 @@ def test_logistic_learns_and_a_constant_label_is_no_trouble():
     assert not predicted[:, 1].any()
 
 
-def test_balanced_accuracy_and_bootstrap():
+def test_balanced_accuracy_has_an_interval_where_a_recall_is_zero():
+    truth = np.array([0] * 170 + [1] * 15)
+    chance = balanced_accuracy(np.zeros(185, dtype=int), truth)
+    assert chance.value == 0.5
+    assert chance.low < 0.5 < chance.high < 0.62
+    missed = np.zeros(185, dtype=int)
+    missed[:34] = 1
+    worse = balanced_accuracy(missed, truth)
+    assert worse.value == pytest.approx(0.4)
+    perfect = balanced_accuracy(truth, truth)
+    assert (perfect.value, perfect.high) == (1, 1)
+    assert 0.85 < perfect.low < 1
+    assert np.isnan(balanced_accuracy(truth, np.zeros(185, dtype=int)).value)
+
+
+def test_the_interval_of_balanced_accuracy_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], [100, 40, 20])
+    recall = np.array([0.95, 0.7, 0.9])
+    rounds = [np.where(rng.random(160) < recall[truth], truth, (truth + 1) % 3) for _ in range(1000)]
+    scores = [balanced_accuracy(predicted, truth) for predicted in rounds]
+    covered = np.mean([score.low <= 0.85 <= score.high for score in scores])
+    assert 0.93 < covered < 0.98
+
+
+def test_wilson_is_scipys():
+    stats = pytest.importorskip("scipy.stats")
+    for hits, number in ((0, 15), (3, 20), (170, 170)):
+        theirs = stats.binomtest(hits, number).proportion_ci(method="wilson")
+        assert wilson(hits, number) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+
+
+def test_bootstrap():
     labels = np.array([0] * 90 + [1] * 10)
-    assert reports.balanced_accuracy(np.zeros(100, dtype=int), labels) == 0.5
     score = bootstrap(lambda drawn: float(labels[drawn].mean()), 100)
     assert score.value == 0.1
     assert score.low < 0.1 < score.high

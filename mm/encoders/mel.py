@@ -1,0 +1,86 @@
+"""Log-mel spectrogram and a few convolutions: a front end for sounds that starts where waveforms arrive late.
+
+w2v-BERT (Chung et al., ASRU 2021) feeds wav2vec's transformer the same way. On chest sounds a network that must
+first discover frequency from samples hears loud crackles only; given the spectrum it hears wheezes too.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torchaudio.transforms import MelSpectrogram
+
+from mm.ontology import SOUND_RATE
+
+WINDOW = 256
+"""Samples (32 ms) of the Hann window: frequencies 60 Hz apart are told apart, a crackle is still sudden."""
+TRANSFORM = 512
+HOP = 80
+BINS = 48
+BAND_HZ = (80.0, 2500.0)
+"""Lung sounds lie above the heart's and below 2.5 kHz (Sovijärvi et al., Eur Respir Rev 2000)."""
+FLOOR = 1e-5
+"""Below the noise of any recording of unit power; keeps digital silence finite."""
+STRIDES = ((2, 1), (2, 2), (2, 1), (2, 1))
+"""Of each convolution: bins, frames."""
+
+
+class MelStem(nn.Module):
+    """Sounds of unit power to features of 20 ms; what lies past a sound's length never reaches its features.
+
+    Takes the place of torchaudio's feature extractor in its wav2vec 2.0 model.
+
+    Args:
+        channels: Output channels of each of the convolutions.
+    """
+
+    shortest = TRANSFORM
+    stride = HOP * 2
+
+    def __init__(self, channels: tuple[int, int, int, int] = (16, 32, 64, 96)) -> None:
+        super().__init__()
+        # A constant: made for real even where a model's sizes are tried out without memory (torch's meta device).
+        with torch.device("cpu"):
+            self.mel = MelSpectrogram(
+                SOUND_RATE,
+                n_fft=TRANSFORM,
+                win_length=WINDOW,
+                hop_length=HOP,
+                f_min=BAND_HZ[0],
+                f_max=BAND_HZ[1],
+                n_mels=BINS,
+                center=False,
+            )
+        before = (1, *channels[:-1])
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(b, c, 3, stride=s, padding=1, bias=False), nn.BatchNorm2d(c), nn.ReLU())
+            for b, c, s in zip(before, channels, STRIDES, strict=True)
+        )
+        self.width = channels[-1] * BINS // 2 ** len(channels)
+
+    def forward(
+        self, sounds: Float[Tensor, "R T"], lengths: Int[Tensor, " R"]
+    ) -> tuple[Float[Tensor, "R F C"], Int[Tensor, " R"]]:
+        """Features of each frame, and how many frames each sound has.
+
+        Args:
+            sounds: Samples, of unit power.
+            lengths: Samples of each, all at least `shortest`.
+        """
+        with torch.autocast(sounds.device.type, enabled=False):
+            spectrum = (self.mel(sounds.float()) + FLOOR).log()[:, None]
+        frames = (lengths - TRANSFORM) // HOP + 1
+        inside = _inside(spectrum, frames)
+        mean = (spectrum * inside).sum((1, 2, 3), keepdim=True) / (frames * BINS)[:, None, None, None]
+        # Halved: the log power of breath spreads by about 2.
+        features = (spectrum - mean) / 2 * inside
+        for layer, (_, step) in zip(self.layers, STRIDES, strict=True):
+            features = layer(features)
+            frames = (frames + step - 1) // step
+            features = features * _inside(features, frames)
+        return features.flatten(1, 2).transpose(1, 2), frames
+
+
+def _inside(features: Float[Tensor, "R C Y F"], frames: Int[Tensor, " R"]) -> Float[Tensor, "R 1 1 F"]:
+    """1 where a sound has a frame, else 0."""
+    there = torch.arange(features.shape[-1], device=features.device) < frames[:, None]
+    return there[:, None, None].to(features.dtype)
