@@ -35,7 +35,7 @@ WEIGHTS: Final[dict[str, float]] = {
     "center": 0.5,
     "size": 1.0,
     "presence": 1.0,
-    "change": 0.5,
+    "change": 1.0,
 }
 
 

@@ -76,24 +76,28 @@ def cell_centers(
 class FeaturePyramid(nn.Module):
     """Top-down over the levels of stride (2,4,4), (4,8,8) and (8,16,16), to the finest of them.
 
+    The level before, of stride (1,2,2), is folded in: the eight of its cells under each cell, for what is as small as
+    one of them (a plaque, a nodule of 4 mm).
+
     Args:
-        widths: Channels of the three levels, the finest first.
+        widths: Channels of the four levels, the finest first.
         channels: Of the result.
     """
 
-    def __init__(self, widths: tuple[int, int, int], *, channels: int = 48) -> None:
+    def __init__(self, widths: tuple[int, int, int, int], *, channels: int = 48) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv3d(width, channels, 1) for width in widths)
+        self.detail = nn.Conv3d(widths[0], channels, 2, stride=2, bias=False)
+        self.lateral = nn.ModuleList(nn.Conv3d(width, channels, 1) for width in widths[1:])
         self.place = nn.Conv3d(3, channels, 1, bias=False)
         self.smooth_middle = _smooth(nn.Conv3d(channels, channels, 3, padding=1, bias=False), channels)
         self.smooth_fine = _smooth(nn.Conv3d(channels, channels, 3, padding=1, bias=False), channels)
 
-    def forward(self, levels: tuple[Tensor, Tensor, Tensor]) -> Float[Tensor, "N C z y x"]:
-        """Features on the finest level; the cells know where they are by coordinates from -1 to 1."""
-        fine, middle, coarse = (lateral(level) for lateral, level in zip(self.lateral, levels, strict=True))
+    def forward(self, levels: tuple[Tensor, ...]) -> Float[Tensor, "N C z y x"]:
+        """Features on the second level; the cells know where they are by coordinates from -1 to 1."""
+        fine, middle, coarse = (lateral(level) for lateral, level in zip(self.lateral, levels[1:], strict=True))
         middle = self.smooth_middle(middle + F.interpolate(coarse, size=middle.shape[2:]))
-        fine = fine + F.interpolate(middle, size=fine.shape[2:]) + self.place(_coordinates(fine))
-        return self.smooth_fine(fine)  # type: ignore[no-any-return]
+        fine = fine + self.detail(levels[0]) + F.interpolate(middle, size=fine.shape[2:])
+        return self.smooth_fine(fine + self.place(_coordinates(fine)))  # type: ignore[no-any-return]
 
 
 class ImageCells(nn.Module):

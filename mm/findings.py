@@ -178,7 +178,7 @@ class FindingHead(nn.Module):
 
         self.pyramid = self.volume_maps = self.volume_peaks = self.history = None
         if volume_widths is not None:
-            self.pyramid = FeaturePyramid(volume_widths[1:], channels=channels)
+            self.pyramid = FeaturePyramid(volume_widths, channels=channels)
             self.volume_maps = MapHead(channels, stride=volume_stride, width=width, hidden=hidden)
             self.volume_peaks = PeakHead(channels, dims=3)
             self.history = HistoryHead(width, history)
@@ -218,8 +218,7 @@ class FindingHead(nn.Module):
         """Maps of volumes, given as the four levels of their pyramid; visits are flattened."""
         assert self.pyramid is not None, "this head was made without volumes"
         assert self.volume_maps is not None
-        _, fine, middle, coarse = pyramid
-        return self.volume_maps(self.pyramid((fine, middle, coarse)), study=study, visit=visit)  # type: ignore[no-any-return]
+        return self.volume_maps(self.pyramid(pyramid), study=study, visit=visit)  # type: ignore[no-any-return]
 
     def see_images(self, pyramid: tuple[Tensor, ...], *, study: Int[Tensor, " N"]) -> Maps:
         """Maps of X-rays, given as the levels of their pyramid."""

@@ -1,6 +1,6 @@
 """Volume to report and back on phantom patients, with the shuffled-pairs control."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from typing import Any
 
 import torch
@@ -68,11 +68,13 @@ class RetrievalEvaluation(Evaluation):
             scores=scores,
             tables={
                 "Recall": table(
-                    ("direction", "R@1", "R@5", "R@10", "median rank", "chance R@10"),
+                    ("direction", "R@1", "R@5", "R@10 [95 %]", "median rank", "chance R@10"),
                     [
                         (
                             name,
-                            *(f"{value:.3f}" for value in (row.recall_at_1, row.recall_at_5, row.recall_at_10)),
+                            f"{row.recall_at_1:.3f}",
+                            f"{row.recall_at_5:.3f}",
+                            str(row.recall_at_10),
                             f"{row.median_rank:.0f}",
                             f"{row.chance_at_10:.3f}",
                         )
@@ -81,7 +83,7 @@ class RetrievalEvaluation(Evaluation):
                 )
             },
             bars=[
-                *((name, row.recall_at_10, row.recall_at_10, row.recall_at_10) for name, row in rows.items()),
+                *((name, *astuple(row.recall_at_10)) for name, row in rows.items()),
                 ("baseline: chance", *(rows["volume -> report"].chance_at_10,) * 3),
             ],
             axis="R@10",

@@ -7,22 +7,30 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mm.evaluation.balanced import wilson
+from mm.evaluation.bootstrap import Score
+
 
 @dataclass(frozen=True)
 class Retrieval:
-    """One direction: share of queries whose match is among the first k, and the median rank (1 is best)."""
+    """One direction: share of queries whose match is among the first k, and the median rank (1 is best).
+
+    Attributes:
+        recall_at_10: With Wilson's 95 % interval.
+    """
 
     recall_at_1: float
     recall_at_5: float
-    recall_at_10: float
+    recall_at_10: Score
     median_rank: float
     chance_at_10: float
 
     @classmethod
     def of(cls, ranks: Int[Tensor, " N"], *, chance_at_10: float) -> "Retrieval":
         """From the rank of each query's best match (1 is best)."""
-        first, five, ten = ((ranks <= k).double().mean().item() for k in (1, 5, 10))
-        return cls(first, five, ten, ranks.double().median().item(), chance_at_10)
+        hits = {k: int((ranks <= k).sum()) for k in (1, 5, 10)}
+        ten = Score(hits[10] / len(ranks), *wilson(hits[10], len(ranks)))
+        return cls(hits[1] / len(ranks), hits[5] / len(ranks), ten, ranks.double().median().item(), chance_at_10)
 
 
 def ranks(

@@ -24,7 +24,7 @@ def test_ranks_equal_a_full_sort():
 
 def test_constant_embeddings_are_not_better_than_chance():
     constant = torch.ones(200, 4)
-    assert retrieval(constant, constant).recall_at_10 == 0.0
+    assert retrieval(constant, constant).recall_at_10.value == 0.0
     assert retrieval(constant, constant).median_rank == pytest.approx(100, abs=1)
 
 
@@ -50,6 +50,6 @@ def test_equal_texts_are_all_right():
 def test_shuffled_pairs_score_chance():
     items = unit(500, 16)
     positive = torch.eye(500, dtype=torch.bool)
-    scores = [shuffled(items, items, positive, seed=seed).recall_at_10 for seed in range(8)]
+    scores = [shuffled(items, items, positive, seed=seed).recall_at_10.value for seed in range(8)]
     assert sum(scores) / len(scores) == pytest.approx(10 / 500, abs=0.012)
     assert chance(positive, 10) == pytest.approx(10 / 500)
