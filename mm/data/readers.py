@@ -1,7 +1,6 @@
 """Opens one split of a data spec as a torch `Dataset` of `Sample`."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch.utils.data import Dataset
 
 from mm.batch import Modality, Question, Sample
+from mm.data.json_lines import json_lines
 from mm.data.spec import SPLITS, Column, PhantomSpec, Spec, Split, TableSpec
 from mm.dicom.resample import IMAGE_GRID, fit_image
 from mm.dicom.volume import Image
@@ -136,18 +136,8 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise ValueError(f"index {str(path)!r} does not exist")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path.name} line {number + 1}: no JSON ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path.name} line {number + 1}: must be an object, got {type(row).__name__}")
-        rows.append({**row, "__row__": number})
-    return rows
+    lines = json_lines(path.read_text(encoding="utf-8-sig"), where=path.name)
+    return [{**row, "__row__": line - 1} for line, row in lines]
 
 
 def value(row: dict[str, Any], column: Column) -> str:

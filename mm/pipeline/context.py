@@ -1,13 +1,13 @@
 """`--context FILE.jsonl|csv`: record, sounds and priors of studies, by StudyInstanceUID or AccessionNumber."""
 
 import csv
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from mm import ontology
+from mm.data.json_lines import json_lines
 from mm.dicom.scan import Scan
 from mm.pipeline.case import ContextRow
 
@@ -80,16 +80,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 )
             yield reader.line_num, row
         return
-    for line, part in enumerate(text.splitlines(), start=1):
-        if not part.strip():
-            continue
-        try:
-            content = json.loads(part)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"--context {path.name} line {line}: not JSON") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"--context {path.name} line {line}: must be a JSON object")
-        yield line, content
+    yield from json_lines(text, where=f"--context {path.name}")
 
 
 def _record(value: Any, folder: Path, where: str) -> dict[str, Any] | Path | None:

@@ -89,18 +89,6 @@ class CachedTask(Task):
         self.log_dict({f"{split}_loss_{name}": item.float() for name, item in losses.items()}, batch_size=batch.size)
         self.judge(encoded, batch)
 
-    def test_step(self, numbered: Numbered, batch_idx: int) -> None:
-        """The same on the test split."""
-        self.validation_step(numbered, batch_idx)
-
-    def on_test_epoch_start(self) -> None:
-        """The same on the test split."""
-        self.on_validation_epoch_start()
-
-    def on_test_epoch_end(self) -> None:
-        """The same on the test split."""
-        self.on_validation_epoch_end()
-
     @abstractmethod
     def judge(self, encoded: Encoded, batch: Batch) -> None:
         """Keeps or logs what the stage's scores are made of."""

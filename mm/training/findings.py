@@ -81,18 +81,6 @@ class FindingsTask(Task):
         self.log_dict({f"{self.judged}_{name}": value for name, value in scores.items()})
         log.info("step %d, %d studies. %s", self.trainer.global_step, len(labels), table(scores))
 
-    def test_step(self, numbered: Numbered, batch_idx: int) -> None:
-        """The same on the test split."""
-        self.validation_step(numbered, batch_idx)
-
-    def on_test_epoch_start(self) -> None:
-        """The same on the test split."""
-        self.on_validation_epoch_start()
-
-    def on_test_epoch_end(self) -> None:
-        """The same on the test split."""
-        self.on_validation_epoch_end()
-
     def seal(self) -> None:
         """Sets temperatures, biases and thresholds from the last validation."""
         head = self.model.findings

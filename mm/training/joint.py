@@ -6,28 +6,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mm.data.datamodule import Numbered
-from mm.training.align import align_losses
+from mm.training.align import AlignTask, align_losses
 from mm.training.findings import FindingsTask, finding_losses
-from mm.training.write import writing_losses
+from mm.training.write import WriteTask, writing_losses
 
 
 class JointTask(FindingsTask):
     """Sum of the losses of the three stages; what the model or the data lacks is left out."""
 
-    trains: ClassVar[tuple[str, ...]] = (
-        *FindingsTask.trains,
-        "fusion",
-        "finding_tokens",
-        "decoder",
-        "text",
-        "text_projection",
-        "logit_scale",
-        *(
-            f"{source}_{part}"
-            for source in ("volume", "image", "audio", "record")
-            for part in ("adapter", "projection")
-        ),
-    )
+    trains: ClassVar[tuple[str, ...]] = (*FindingsTask.trains, *AlignTask.trains, *WriteTask.trains)
 
     def losses(self, numbered: Numbered) -> dict[str, Float[Tensor, ""]]:
         """Findings, contrast and writing."""

@@ -118,6 +118,18 @@ class Task(LightningModule, ABC):
         """The split that is being scored; the scores' names begin with it."""
         return "test" if self.trainer.testing else "val"
 
+    def test_step(self, numbered: Numbered, batch_idx: int) -> None:
+        """The same on the test split."""
+        self.validation_step(numbered, batch_idx)
+
+    def on_test_epoch_start(self) -> None:
+        """The same on the test split."""
+        self.on_validation_epoch_start()
+
+    def on_test_epoch_end(self) -> None:
+        """The same on the test split."""
+        self.on_validation_epoch_end()
+
     def predict_step(self, numbered: Numbered, batch_idx: int) -> list[list[dict[str, Any]]]:  # noqa: ARG002
         """The findings of each study, by the sealed thresholds; neither text nor truth is looked at.
 
