@@ -82,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("directory", metavar="DIR", type=Path)
     scan.add_argument("--json", action="store_true", help="print JSON")
 
+    deidentify = verb("deidentify", _deidentify, "copy a folder of DICOM images without who they are of")
+    deidentify.add_argument("directory", metavar="IN", type=Path)
+    deidentify.add_argument("out", metavar="OUT", type=Path)
+    deidentify.add_argument("--secret", type=Path, help="file that pseudonyms follow from, made if missing: OUT.secret")
+    deidentify.add_argument(
+        "--keep", action="append", default=[], choices=("shifted-dates", "characteristics"), help="may be repeated"
+    )
+    deidentify.add_argument("--pixels", choices=("ok",), help="you looked: no text in the pixels says who it is")
+
     inspect = verb("inspect", _inspect, "describe a checkpoint")
     inspect.add_argument("checkpoint", nargs="?", default="default", help="a folder, or the name of a shipped one")
 
@@ -141,6 +150,20 @@ def _scan(options: argparse.Namespace) -> int:
     found = scan(options.directory)
     print(json.dumps(scan_json(found), indent=1) if options.json else scan_table(found))
     return 0 if found.studies else 2
+
+
+def _deidentify(options: argparse.Namespace) -> int:
+    from mm.dicom.deidentify import deidentify
+    from mm.dicom.errors import REASONS
+
+    keep, pixels_ok = frozenset(options.keep), options.pixels == "ok"
+    done = deidentify(options.directory, options.out, secret=options.secret, keep=keep, pixels_ok=pixels_ok)
+    print(f"{done.num_written} written, {done.num_skipped} passed over (no DICOM)")
+    for reason, count in sorted(done.refused.items()):
+        print(f"{count} refused, {reason}: {REASONS[reason]}")
+    if done.num_written == 0 and not done.refused:
+        return 2
+    return 1 if done.refused else 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ ALLOWED = {
     "fusion": _NETWORKS | {"mm.fusion"},
     "decoder": _NETWORKS | {"mm.decoder"},
     "model": _MODEL - {"mm.model"},
-    "dicom": _BASE | {"mm.dicom"},
+    "dicom": _BASE | {"mm.dicom", "mm.files"},
     "phantom": _BASE | {"mm.phantom", "mm.dicom", "mm.data.record", "mm.report.text"},
     "report": _BASE | {"mm.report", "mm.dicom"},
     "data": _BASE | _TELL | {"mm.data", "mm.dicom", "mm.phantom", "mm.report.text", "mm"},

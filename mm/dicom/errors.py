@@ -21,6 +21,10 @@ Reason = Literal[
     "too_many_pixels",
     "duplicate_instance",
     "changed",
+    # of an object that is to be de-identified
+    "burnt_in",
+    "document",
+    "unknown_object",
     # of a study
     "two_patients",
     # of its pixels
@@ -62,6 +66,9 @@ REASONS: Final[dict[Reason, str]] = {
     "too_many_pixels": "a frame has over 178,956,970 pixels",
     "duplicate_instance": "another file has the same SOPInstanceUID",
     "changed": "the file isn't the one that was scanned",
+    "burnt_in": "its kind or its header tells of text in the pixels; look at them, then --pixels ok",
+    "document": "reports and encapsulated documents can't be cleaned",
+    "unknown_object": "objects other than images aren't de-identified",
     "two_patients": "two PatientIDs under one StudyInstanceUID",
     "unsupported_pixels": "only greyscale integers of 8, 16 or 32 bits are read",
     "unsupported_transfer_syntax": "no decoder for its transfer syntax is known",
