@@ -91,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     deidentify.add_argument("--pixels", choices=("ok",), help="you looked: no text in the pixels says who it is")
 
+    volume = verb("volume", _volume, "write every volume of a folder of DICOM files as NIfTI (.nii.gz)")
+    volume.add_argument("directory", metavar="DIR", type=Path)
+    volume.add_argument("out", metavar="OUT", type=Path, help="a new or empty folder")
+    volume.add_argument("--json", action="store_true", help="print a line of JSON for each")
+
     inspect = verb("inspect", _inspect, "describe a checkpoint")
     inspect.add_argument("checkpoint", nargs="?", default="default", help="a folder, or the name of a shipped one")
 
@@ -164,6 +169,17 @@ def _deidentify(options: argparse.Namespace) -> int:
     if done.num_written == 0 and not done.refused:
         return 2
     return 1 if done.refused else 0
+
+
+def _volume(options: argparse.Namespace) -> int:
+    import json
+
+    from mm.dicom.export import Outcome, export_volumes, outcome_json
+
+    def show(outcome: Outcome) -> None:
+        print(json.dumps(outcome_json(outcome)) if options.json else outcome.line(), flush=True)
+
+    return export_volumes(options.directory, options.out, show)
 
 
 def _inspect(options: argparse.Namespace) -> int:
