@@ -1,12 +1,14 @@
 """From raw logits to probabilities one can act on: Platt scaling and the threshold of the best F1."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-MOST_CALLED = 2
-"""A finding is called in at most so many times as many studies as have it, on the studies that seal the threshold."""
+SURE = 2.5
+"""Standard deviations: more than two, for the cut is the best of many."""
 MIN_EXAMPLES = 3
 """With fewer positives or negatives than this nothing is fitted."""
 
@@ -42,19 +44,29 @@ def fit_scaling(logits: Float[Tensor, " N"], labels: Bool[Tensor, " N"]) -> tupl
 def best_threshold(scores: Float[Tensor, " N"], labels: Bool[Tensor, " N"], *, default: float = 0.5) -> float:
     """The threshold (score >= threshold is positive) of the greatest F1, midway between two neighbouring scores.
 
-    It calls at most `MOST_CALLED` times as many as there are: scores that tell nothing reach their greatest F1 by
-    calling everybody (Lipton et al., "Optimal thresholding of classifiers to maximize F1 measure", 2014), which
-    nobody can use.
+    Scores that tell nothing reach their greatest F1 by calling everybody (Lipton et al., "Optimal thresholding of
+    classifiers to maximize F1 measure", 2014), which nobody can use. So the cut must call better than chance, by
+    `SURE` standard deviations of the hits among as many drawn at random; a finding without such a cut isn't learnt
+    yet and is never called.
 
     Args:
         scores: Any increasing score.
         labels: Truth.
         default: Returned where there are too few examples of a kind to tell.
+
+    Returns:
+        The threshold, or infinity for never.
     """
-    positives = int(labels.sum())
-    if min(positives, len(labels) - positives) < MIN_EXAMPLES:
+    positives, total = int(labels.sum()), len(labels)
+    if min(positives, total - positives) < MIN_EXAMPLES:
         return default
-    return _best_cut(scores, labels, positives, most=MOST_CALLED * positives)
+    threshold = _best_cut(scores, labels, positives)
+    called = scores.double() >= threshold
+    number, hits = int(called.sum()), int((called & labels).sum())
+    share = positives / total
+    # Hits among `number` drawn without replacement: the hypergeometric distribution's mean and variance.
+    spread = math.sqrt(number * share * (1 - share) * (total - number) / (total - 1))
+    return threshold if hits - number * share > SURE * spread else math.inf
 
 
 def best_instance_threshold(
@@ -93,13 +105,8 @@ def f1_of_cuts(
     return ranked, f1.masked_fill(~cut, -1)
 
 
-def _best_cut(
-    scores: Float[Tensor, " N"], hits: Bool[Tensor, " N"], positives: int, *, most: int | None = None
-) -> float:
+def _best_cut(scores: Float[Tensor, " N"], hits: Bool[Tensor, " N"], positives: int) -> float:
     ranked, f1 = f1_of_cuts(scores, hits, positives=positives)
-    f1 = f1[:most]
     best = int(f1.argmax())
-    if f1[best] < 0:  # more tie at the top than may be called: nobody is
-        return float(torch.nextafter(ranked[0].float(), torch.tensor(torch.inf)))
     below = ranked[best + 1] if best + 1 < len(ranked) else ranked[best]
     return float((ranked[best] + below) / 2)
