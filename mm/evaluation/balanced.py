@@ -7,7 +7,7 @@ import math
 from typing import Final
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Shaped
 
 from mm.evaluation.bootstrap import Score
 
@@ -15,8 +15,8 @@ Z: Final = 1.959964
 """Quantile of the normal distribution for 95 %."""
 
 
-def balanced_accuracy(predicted: Integer[np.ndarray, " N"], truth: Integer[np.ndarray, " N"]) -> Score:
-    """Mean recall over the classes that occur, nan where fewer than two do, and its 95 % interval.
+def balanced_accuracy(predicted: Shaped[np.ndarray, " N"], truth: Shaped[np.ndarray, " N"]) -> Score:
+    """Mean recall over the classes that occur (any labels), nan where fewer than two do, and its 95 % interval.
 
     Each recall has Wilson's interval; those of independent shares are combined by variance recovery (MOVER; Newcombe,
     Statistics in Medicine 17, 1998; Donner and Zou, The Statistician 51, 2002).
