@@ -41,6 +41,13 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
+def anew(killed: Path, whole: Path) -> None:
+    """Nothing but the secret: the same one gives the same pseudonyms."""
+    shutil.rmtree(killed, ignore_errors=True)
+    (killed / "private").mkdir(parents=True)
+    shutil.copy(whole / "private" / "secret", killed / "private" / "secret")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=20)
@@ -56,13 +63,15 @@ def main() -> None:
         began = time.perf_counter()
         report(source, whole)
         span = time.perf_counter() - began
-        # The same secret gives the same pseudonyms; everything else is made anew.
-        (killed / "private").mkdir(parents=True)
-        shutil.copy(whole / "private" / "secret", killed / "private" / "secret")
-        kills, partial = 0, 0
-        for _ in range(options.kills):
+        kills, partial, whole_again = 0, 0, True
+        anew(killed, whole)
+        while kills < options.kills:
             # Behind the start of Python and torch: the moments that can hurt.
-            kills += not report(source, killed, kill_after=draw.uniform(span * 0.1, span * 0.6))
+            if report(source, killed, kill_after=draw.uniform(span * 0.1, span * 0.5)):
+                whole_again &= contents(killed) == contents(whole)
+                anew(killed, whole)
+                continue
+            kills += 1
             partial += sum(len(list(study.iterdir())) != 4 for study in killed.glob("[0-9a-f]*"))
         report(source, killed)
         lines = [json.loads(line) for line in (killed / "manifest.jsonl").read_text().splitlines()]
@@ -75,7 +84,7 @@ def main() -> None:
                     "partial reports seen": partial,
                     "reports": len(done),
                     "none twice": len(set(done)) == len(done),
-                    "same bytes": contents(killed) == contents(whole),
+                    "same bytes": whole_again and contents(killed) == contents(whole),
                 }
             )
         )
