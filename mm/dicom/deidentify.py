@@ -30,7 +30,7 @@ from mm.dicom.errors import DicomError, FileError, KindError, PixelError, Reason
 from mm.dicom.guard import guarded, inflate, open_file
 from mm.dicom.header import MAX_HEADER_BYTES, behind_meta
 from mm.dicom.instance import MULTI_FRAME, MULTI_FRAME_CAPTURES, RADIOGRAPHS, SINGLE_FRAME, STORAGE, Instance
-from mm.dicom.pseudonyms import open_pseudonyms
+from mm.dicom.pseudonyms import Pseudonyms, open_secret
 from mm.dicom.scan import Rejected, scan
 from mm.files import write_atomically
 
@@ -122,7 +122,9 @@ def deidentify(
     for study in found.studies:
         identity = study.patient_id or f"study/{study.study_instance_uid}"  # who isn't named is nobody else
         objects += [(item.path, identity, item) for series in study.series for item in series.instances]
-    pseudonyms = open_pseudonyms(key) if any(isinstance(item, Instance) for *_, item in objects) else None
+    pseudonyms = None
+    if any(isinstance(item, Instance) for *_, item in objects):
+        pseudonyms = Pseudonyms(open_secret(key, otherwise="name another file with --secret"))
     for number, (_, identity, item) in enumerate(sorted(objects, key=lambda row: row[0]), start=1):
         line: dict[str, Any] = {"input": number}
         try:

@@ -52,11 +52,15 @@ class Pseudonyms:
         return hmac.new(self._secret, f"{kind}/{text}".encode(), hashlib.sha256).digest()
 
 
-def open_pseudonyms(path: Path) -> Pseudonyms:
-    """The pseudonyms of a secret, which is made where the file doesn't exist (mode 0600).
+def open_secret(path: Path, *, otherwise: str) -> bytes:
+    """The secret that a file holds in hex; made where the file doesn't exist (mode 0600).
+
+    Args:
+        path: Of the file.
+        otherwise: What an error says can be done instead.
 
     Raises:
-        ValueError: The file holds something else.
+        ValueError: The file holds something else: pseudonyms made with it would be wrong.
         OSError: It can't be read or written.
     """
     if not path.exists():
@@ -67,5 +71,5 @@ def open_pseudonyms(path: Path) -> Pseudonyms:
     except ValueError:
         secret = b""
     if len(secret) != SECRET_BYTES:
-        raise ValueError(f"{path} must hold {2 * SECRET_BYTES} hex digits; name another file with --secret")
-    return Pseudonyms(secret)
+        raise ValueError(f"{path} must hold {2 * SECRET_BYTES} hex digits; {otherwise}")
+    return secret

@@ -117,10 +117,10 @@ class ViTEncoder(Encoder):
         self.network = network
         self.width = int(network.num_features)
         self.patch_grid: tuple[int, int] = network.patch_embed.grid_size
-        self.patch = image_size // self.patch_grid[0]
-        self.stem = ConvStem(self.patch, self.width) if stem == "conv" else None
+        cell = image_size // self.patch_grid[0]
+        self.stem = ConvStem(cell, self.width) if stem == "conv" else None
         self.widths = (self.width,) if self.stem is None else self.stem.widths
-        self.stride = self.patch if self.stem is None else self.patch // 2
+        self.stride = cell if self.stem is None else cell // 2
         self.token_grid = token_grid
         # timm's fused attention is several times slower than its plain one when training in bfloat16 on a CPU.
         self._attentions = [module for module in network.modules() if hasattr(module, "fused_attn")]

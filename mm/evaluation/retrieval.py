@@ -1,7 +1,7 @@
 """Recall at k and median rank, both ways, strict and duplicate-aware, with a shuffled control."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -112,15 +112,9 @@ def shuffled(
     """
     generator = torch.Generator().manual_seed(seed)
     # Items move, the pairing stays by index: query n is now told that a stranger's item is its match.
-    drawn = [
-        retrieval(queries, items[torch.randperm(len(items), generator=generator)], positive) for _ in range(orders)
-    ]
-    tens = torch.tensor([one.recall_at_10.value for one in drawn], dtype=torch.double)
+    orders_of = (torch.randperm(len(items), generator=generator) for _ in range(orders))
+    drawn = torch.stack([ranks(queries, items[order], positive) for order in orders_of])
+    tens = (drawn <= 10).double().mean(1)
     low, high = tens.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
-    return Retrieval(
-        sum(one.recall_at_1 for one in drawn) / orders,
-        sum(one.recall_at_5 for one in drawn) / orders,
-        Score(float(tens.mean()), low, high),
-        sum(one.median_rank for one in drawn) / orders,
-        chance(positive, 10),
-    )
+    pooled = Retrieval.of(drawn.flatten(), chance_at_10=chance(positive, 10))
+    return replace(pooled, recall_at_10=Score(pooled.recall_at_10.value, low, high))

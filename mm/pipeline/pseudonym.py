@@ -4,15 +4,14 @@ import csv
 import hashlib
 import hmac
 import io
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from mm.dicom.pseudonyms import open_secret
 from mm.files import write_atomically
 
 KEY_DIGITS: Final = 16
-SECRET_BYTES: Final = 32
 COLUMNS: Final = ("key", "kind", "uid")
 
 
@@ -82,16 +81,7 @@ def open_private(out: Path) -> tuple[Pseudonyms, KeyMap]:
     folder = out / "private"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    path = folder / "secret"
-    if not path.exists():
-        write_atomically(path, secrets.token_hex(SECRET_BYTES).encode() + b"\n", mode=0o600)
-    path.chmod(0o600)
-    try:
-        secret = bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except ValueError:
-        secret = b""
-    if len(secret) != SECRET_BYTES:
-        raise ValueError(f"{path} must hold {2 * SECRET_BYTES} hex digits; restore it, or write into a new folder")
+    secret = open_secret(folder / "secret", otherwise="restore it, or write into a new folder")
     pseudonyms = Pseudonyms(secret)
     return pseudonyms, KeyMap(folder / "map.csv", pseudonyms)
 
