@@ -65,10 +65,10 @@ def read_image(series: Series, index: int = 0) -> Image:
     instance = series.instances[index]
     stored = read_pixels(instance)
     pixels = np.empty(stored.shape, dtype=np.float32)
-    rescaled(instance, stored, pixels)
+    rescaled(instance.frame, stored, pixels)
     if instance.photometric == "MONOCHROME1":
         ends = np.empty((1, 2), dtype=np.float32)
-        rescaled(instance, np.asarray([stored_range(instance)]), ends)
+        rescaled(instance.frame, np.asarray([stored_range(instance)]), ends)
         np.subtract(ends.sum(), pixels, out=pixels)
     pixels, spacing = _upright(pixels, _spacing(instance), instance.patient_orientation)
     oriented = _is_frontal(instance.patient_orientation)

@@ -117,9 +117,37 @@ class Instance:
     pixel_offset: int
 
     @property
+    def frame(self) -> "Frame":
+        """The plane of a single-frame instance."""
+        return Frame(self, 0, self.position, self.orientation, self.spacing, self.slope, self.intercept)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that its pixels take uncompressed."""
         return self.rows * self.columns * self.samples * self.num_frames * self.bits_allocated // 8
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One plane of pixels: a single-frame instance, or one frame of a multi-frame one, with where it lies.
+
+    Attributes:
+        instance: The file it is in.
+        index: Which frame of the file, from 0.
+        position: ImagePositionPatient in LPS mm.
+        orientation: ImageOrientationPatient.
+        spacing: (row, column) in mm.
+        slope: Of the rescale, or None.
+        intercept: Of the rescale, or None.
+    """
+
+    instance: Instance
+    index: int
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    spacing: tuple[float, ...] | None
+    slope: float | None
+    intercept: float | None
 
 
 def _text(data: Dataset, keyword: str, limit: int = 64) -> str:

@@ -20,7 +20,7 @@ from pydicom.uid import (
 from mm.dicom.errors import PixelError
 from mm.dicom.guard import BoundedFile, guarded, inflate, open_file
 from mm.dicom.header import behind_meta, pixel_element
-from mm.dicom.instance import Instance
+from mm.dicom.instance import Frame, Instance
 
 NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 
@@ -43,7 +43,7 @@ def stored_range(instance: Instance) -> tuple[int, int]:
     return (-half, half - 1) if instance.signed else (0, 2 * half - 1)
 
 
-def _native(instance: Instance, file: BoundedFile) -> Shaped[np.ndarray, "Y X"]:
+def _native(instance: Instance, file: BoundedFile, index: int) -> Shaped[np.ndarray, "Y X"]:
     """Uncompressed pixels; bits outside BitsStored (old overlays) are shifted out (PS3.5 section 8.1.1)."""
     num_pixels = instance.rows * instance.columns
     order = ">" if instance.transfer_syntax_uid == ExplicitVRBigEndian else "<"
@@ -55,8 +55,9 @@ def _native(instance: Instance, file: BoundedFile) -> Shaped[np.ndarray, "Y X"]:
     element = pixel_element(stream.read(12), instance.transfer_syntax_uid)
     if element is None:
         raise PixelError("changed")
-    stream.seek(instance.pixel_offset + element[0])
-    content = stream.read(num_pixels * instance.bits_allocated // 8)
+    num_bytes = num_pixels * instance.bits_allocated // 8
+    stream.seek(instance.pixel_offset + element[0] + index * num_bytes)
+    content = stream.read(num_bytes)
     if len(content) * 8 != num_pixels * instance.bits_allocated:
         raise PixelError("truncated", "pixels")
     pixels = np.frombuffer(content, dtype=np.dtype(kind)).reshape(instance.rows, instance.columns)
@@ -92,7 +93,7 @@ def codestream_shape(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _compressed(instance: Instance, file: BoundedFile) -> Shaped[np.ndarray, "Y X"]:
+def _compressed(instance: Instance, file: BoundedFile, index: int) -> Shaped[np.ndarray, "Y X"]:
     """One encapsulated frame (PS3.5 section A.4) through pydicom's decoders."""
     try:
         decoder = get_decoder(instance.transfer_syntax_uid)
@@ -102,7 +103,7 @@ def _compressed(instance: Instance, file: BoundedFile) -> Shaped[np.ndarray, "Y 
         raise PixelError("missing_decoder")
     file.seek(instance.pixel_offset + 12)
     content = file.read()
-    frame = get_frame(content, 0, number_of_frames=1)
+    frame = get_frame(content, index, number_of_frames=instance.num_frames)
     if instance.transfer_syntax_uid != RLELossless:
         shape = codestream_shape(frame)
         if shape != (instance.rows, instance.columns):
@@ -112,16 +113,21 @@ def _compressed(instance: Instance, file: BoundedFile) -> Shaped[np.ndarray, "Y 
     data.PhotometricInterpretation = instance.photometric
     data.BitsAllocated, data.BitsStored, data.HighBit = instance.bits_allocated, instance.bits_stored, instance.high_bit
     data.PixelRepresentation = int(instance.signed)
+    data.NumberOfFrames = instance.num_frames
     data.PixelData = content
     data["PixelData"].VR = "OB"
-    pixels, _ = decoder.as_array(data, index=0, raw=True)
+    pixels, _ = decoder.as_array(data, index=index, raw=True)
     if pixels.shape != (instance.rows, instance.columns):
         raise PixelError("codestream_mismatch")
     return np.asarray(pixels)
 
 
-def read_pixels(instance: Instance) -> Shaped[np.ndarray, "Y X"]:
-    """Stored integers of a single-frame greyscale instance.
+def read_pixels(instance: Instance, index: int = 0) -> Shaped[np.ndarray, "Y X"]:
+    """Stored integers of one frame of a greyscale instance.
+
+    Args:
+        instance: The file.
+        index: Which frame of it, from 0.
 
     Raises:
         PixelError: They aren't what we read, or no decoder is installed.
@@ -130,20 +136,20 @@ def read_pixels(instance: Instance) -> Shaped[np.ndarray, "Y X"]:
     check_greyscale(instance)
     with guarded(), open_file(instance.path) as file:
         if instance.transfer_syntax_uid in NATIVE:
-            return _native(instance, file)
-        return _compressed(instance, file)
+            return _native(instance, file, index)
+        return _compressed(instance, file, index)
 
 
-def rescaled(instance: Instance, pixels: Shaped[np.ndarray, "Y X"], out: Float[np.ndarray, "Y X"]) -> None:
+def rescaled(frame: Frame, pixels: Shaped[np.ndarray, "Y X"], out: Float[np.ndarray, "Y X"]) -> None:
     """Writes `slope * stored + intercept` into float32 `out`, once (PS3.3 section C.11.1.1.2).
 
     In float64 where slope or intercept isn't whole, so that the result is right to the last bit of float32.
     """
-    slope = 1.0 if instance.slope is None else instance.slope
-    intercept = 0.0 if instance.intercept is None else instance.intercept
+    slope = 1.0 if frame.slope is None else frame.slope
+    intercept = 0.0 if frame.intercept is None else frame.intercept
     if not np.isfinite(slope) or slope == 0 or not np.isfinite(intercept):
         raise PixelError("invalid_rescale")
-    if slope == 1 and intercept.is_integer() and instance.bits_stored <= 16 and abs(intercept) < 1 << 20:
+    if slope == 1 and intercept.is_integer() and frame.instance.bits_stored <= 16 and abs(intercept) < 1 << 20:
         np.add(pixels, np.float32(intercept), out=out, dtype=np.float32, casting="unsafe")
     else:
         out[...] = pixels.astype(np.float64) * slope + intercept

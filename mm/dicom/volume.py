@@ -6,8 +6,8 @@ from typing import Final, Literal
 import numpy as np
 from jaxtyping import Float
 
-from mm.dicom.errors import DicomError, GeometryError, KindError, PixelError
-from mm.dicom.pixels import read_pixels, rescaled
+from mm.dicom.errors import GeometryError, KindError, PixelError
+from mm.dicom.planes import fill
 from mm.dicom.scan import Series
 
 MAX_VOXELS: Final = 1 << 30
@@ -129,11 +129,8 @@ def read_volume(series: Series) -> Volume:
     is_ct = series.modality == "CT"
     voxels = np.empty((len(instances), series.rows, series.columns), dtype=np.float32)
     for index, instance in enumerate(instances):
-        try:
-            if is_ct and (instance.slope is None or instance.intercept is None):
-                raise PixelError("missing_rescale")
-            rescaled(instance, read_pixels(instance), voxels[index])
-        except DicomError as error:
-            raise type(error)(error.reason, f"slice {index + 1} of {len(instances)}") from None
+        if is_ct and (instance.slope is None or instance.intercept is None):
+            raise PixelError("missing_rescale", f"slice {index + 1} of {len(instances)}")
+    fill(voxels, [item.frame for item in instances])
     in_hu = is_ct and all(item.rescale_type in ("", "HU") for item in instances)
     return Volume(voxels, series.affine, "HU" if in_hu else "arbitrary", tuple(i.sop_instance_uid for i in instances))
