@@ -18,9 +18,9 @@ from mm import ontology
 from mm.attention import Keys
 from mm.batch import BySource, DetectedFinding, Movable, Targets, Tokens
 from mm.calibration import best_instance_threshold, best_threshold, fit_scaling
-from mm.encoders.temporal import TemporalLSTM
 from mm.finding_loss import WEIGHTS, image_truth, picture_losses, volume_truth
-from mm.finding_maps import NUM_FINDINGS, NUM_SLOTS, FeaturePyramid, ImageCells, MapHead, Maps, PeakHead
+from mm.finding_maps import NUM_FINDINGS, FeaturePyramid, ImageCells, MapHead, Maps, PeakHead
+from mm.history import FOLLOWED, IMPOSSIBLE, History, HistoryHead, no_history, scatter
 from mm.transformer import CrossAttention, RMSNorm, SwiGLU
 
 SHOWN: Final[dict[str, tuple[int, ...]]] = {
@@ -32,9 +32,6 @@ MAPPED: Final[dict[str, tuple[int, ...]]] = {
     source: tuple(k for k in shown if ontology.FINDINGS[k].focal) for source, shown in SHOWN.items()
 }
 """Which findings a source can show at a place."""
-FOLLOWED: Final = tuple(item.followed for item in ontology.FINDINGS)
-IMPOSSIBLE: Final = -1e4
-"""A logit of probability 0 that stays finite in every precision."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +47,6 @@ class Evidence(Movable):
     values: Float[Tensor, "B K D"]
     logits: Float[Tensor, "B K"]
     available: Bool[Tensor, " B"]
-
-
-@dataclass(frozen=True)
-class History(Movable):
-    """What the visits say of the course of each finding. It comes from volumes alone.
-
-    Attributes:
-        values: State of the LSTM at the current visit.
-        change: Logits in the order of `ontology.CHANGES`.
-        before: Logit that the last prior shows the finding; impossible without priors.
-        known: Which studies have a prior.
-    """
-
-    values: Float[Tensor, "B K H"]
-    change: Float[Tensor, "B K C"]
-    before: Float[Tensor, "B K"]
-    known: Bool[Tensor, " B"]
 
 
 @dataclass(frozen=True)
@@ -230,8 +210,8 @@ class FindingHead(nn.Module):
         """Evidence of the current pictures, by study of a batch of `size`."""
         current = maps.visit == 0
         study = maps.study[current]
-        values = _scatter(maps.evidence[current], (study,), (size,))
-        logits = _scatter(maps.presence[current, :, 0], (study,), (size,))
+        values = scatter(maps.evidence[current], (study,), (size,))
+        logits = scatter(maps.presence[current, :, 0], (study,), (size,))
         available = torch.zeros(size, dtype=torch.bool, device=study.device)
         available[study] = True
         return Evidence(values, logits, available)
@@ -291,7 +271,7 @@ class FindingHead(nn.Module):
             said = self.out(mixed).diagonal(dim1=1, dim2=2) + direct
             presence = torch.where(some, said, self.prior.weight[:, 0])
             if history is None:
-                change, before = _no_history(size, device)
+                change, before = no_history(size, device)
                 tokens = mixed
             else:
                 assert self.course is not None
@@ -382,60 +362,3 @@ class FindingHead(nn.Module):
         from mm.instances import decode  # the other way round it needs our outputs' type
 
         return decode(self, outputs)
-
-
-class HistoryHead(nn.Module):
-    """An LSTM over the visits' evidence, and beside it the plain difference to the last prior.
-
-    Args:
-        width: Of evidence.
-        hidden: Of the LSTM.
-    """
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.lstm = TemporalLSTM(width, hidden)
-        measured = 3 * NUM_SLOTS
-        self.name = nn.Embedding(NUM_FINDINGS, 16)
-        self.change = nn.Sequential(
-            nn.Linear(hidden + 2 * measured + 2 + 16, 64), nn.GELU(), nn.Linear(64, len(ontology.CHANGES) - 1)
-        )
-        self.register_buffer("followed", torch.tensor(FOLLOWED), persistent=False)
-        self.followed: Tensor
-
-    def forward(self, maps: Maps, *, count: Int[Tensor, " B"], days: Float[Tensor, "B V"]) -> History:
-        """The course of each finding.
-
-        Args:
-            maps: Of all visits.
-            count: Visits a study has.
-            days: How long before the current visit each was.
-        """
-        size, visits = days.shape
-        at = (maps.study, maps.visit)
-        with torch.autocast(days.device.type, enabled=False):
-            values = self.lstm(_scatter(maps.evidence, at, (size, visits)), count=count, days=days).float()
-            measured = _scatter(maps.summary, at, (size, visits))
-            logits = _scatter(maps.presence[..., 0], at, (size, visits))
-            known = count > 1
-            last = min(1, visits - 1)
-            now, before = measured[:, 0], measured[:, last]
-            name = self.name.weight.expand(size, -1, -1)
-            both = torch.stack([logits[:, 0], logits[:, last]], dim=-1)
-            change = self.change(torch.cat([values, now, now - before, both, name], dim=-1))
-            change = torch.cat([torch.full_like(change[..., :1], IMPOSSIBLE), change], dim=-1)
-            compared = known[:, None] & self.followed
-            change = torch.where(compared[..., None], change, _no_history(size, days.device)[0])
-            before_logits = torch.where(known[:, None], logits[:, last], IMPOSSIBLE)
-        return History(values, change, before_logits, known)
-
-
-def _no_history(size: int, device: torch.device) -> tuple[Float[Tensor, "B K C"], Float[Tensor, "B K"]]:
-    change = torch.full((size, NUM_FINDINGS, len(ontology.CHANGES)), IMPOSSIBLE, device=device)
-    change[..., ontology.CHANGES.index("unknown")] = 0
-    return change, torch.full((size, NUM_FINDINGS), IMPOSSIBLE, device=device)
-
-
-def _scatter(values: Tensor, at: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
-    """Rows to their places in a batch; zeros elsewhere."""
-    return values.new_zeros(*shape, *values.shape[1:]).index_put(at, values)

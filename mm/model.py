@@ -41,10 +41,11 @@ from mm.encoders.text import TextEncoder
 from mm.encoders.vit import ViTEncoder
 from mm.encoders.wav2vec import Wav2VecEncoder
 from mm.finding_maps import NUM_FINDINGS, Maps
-from mm.findings import Evidence, FindingHead, FindingOutputs, History
+from mm.findings import Evidence, FindingHead, FindingOutputs
 from mm.fusion.adapters import Adapter, Projection
 from mm.fusion.alignment import CrossModalAlignment, concatenate
 from mm.fusion.contrastive import LogitScale
+from mm.history import History
 
 
 @runtime_checkable

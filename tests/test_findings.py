@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from mm import ontology
 from mm.batch import BySource, Targets, Tokens
 from mm.finding_maps import NUM_FINDINGS, PEAKS, decode_size, encode_size
-from mm.findings import IMPOSSIBLE, Evidence, FindingHead, FindingOutputs
+from mm.findings import Evidence, FindingHead, FindingOutputs
+from mm.history import IMPOSSIBLE
 
 NODULE, EFFUSION, FRACTURE = (ontology.INDEX[code] for code in ("nodule", "effusion", "rib_fracture"))
 INFECTION, AIRFLOW = ontology.INDEX["infection"], ontology.INDEX["airflow_obstruction"]

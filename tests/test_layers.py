@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "mm"
 # Each room and the rooms of ours that it may import; "mm" is the package itself, not what lies in it.
 _BASE = {"mm.ontology", "mm.batch"}
 _NETWORKS = _BASE | {"mm.attention", "mm.transformer"}
-_FINDINGS = {"mm.findings", "mm.finding_maps", "mm.finding_loss", "mm.instances", "mm.calibration"}
+_FINDINGS = {"mm.findings", "mm.finding_maps", "mm.finding_loss", "mm.history", "mm.instances", "mm.calibration"}
 _MODEL = _NETWORKS | _FINDINGS | {"mm.encoders", "mm.fusion", "mm.decoder", "mm.model"}
 _TELL = {"mm.trust", "mm.errors", "mm.files"}
 ALLOWED = {
@@ -24,7 +24,8 @@ ALLOWED = {
     "finding_maps": _NETWORKS,
     "finding_loss": _NETWORKS | {"mm.finding_maps"},
     "instances": _NETWORKS | {"mm.finding_maps", "mm.findings"},
-    "findings": _NETWORKS | _FINDINGS | {"mm.encoders.temporal"},
+    "history": _NETWORKS | {"mm.finding_maps", "mm.encoders.temporal"},
+    "findings": _NETWORKS | _FINDINGS,
     "encoders": _NETWORKS | {"mm.encoders"},
     "fusion": _NETWORKS | {"mm.fusion"},
     "decoder": _NETWORKS | {"mm.decoder"},

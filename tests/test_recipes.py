@@ -84,7 +84,7 @@ def test_training_recipes_make_their_task(name: str, tiny_checkpoint: Path) -> N
 def test_stages_follow_each_other() -> None:
     """Each stage starts where the one before writes, and the first of them makes all parts."""
     folders = []
-    for name in ("xray", "sound", "findings", "align", "report"):
+    for name in ("xray", "sound", "findings", "history", "align", "report"):
         content = recipe(f"train_{name}_phantom")
         start = content["model"]["init_args"].get("init_from")
         assert start == (folders[-1] if folders else None)

@@ -17,7 +17,8 @@ from mm.batch import BySource, Tokens
 from mm.data.datamodule import MultimodalData
 from mm.data.spec import PhantomSpec, Spec, Split, describe
 from mm.files import file_digest
-from mm.findings import Evidence, History
+from mm.findings import Evidence
+from mm.history import History
 from mm.model import Encoded, MultimodalModel
 from mm.phantom.table import table_digest
 

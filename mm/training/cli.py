@@ -22,6 +22,7 @@ from mm.training import checkpoint
 from mm.training.align import AlignTask
 from mm.training.allocator import keep_freed_memory
 from mm.training.findings import FindingsTask
+from mm.training.history import HistoryTask
 from mm.training.joint import JointTask
 from mm.training.rebuild import check_vocabulary
 from mm.training.resume import AtomicCheckpointIO
@@ -31,7 +32,7 @@ from mm.trust import restrict_imports
 
 log = logging.getLogger(__name__)
 
-TASKS = (FindingsTask, AlignTask, WriteTask, JointTask)
+TASKS = (FindingsTask, HistoryTask, AlignTask, WriteTask, JointTask)
 """Named in YAML by class name alone, because they are imported here."""
 VERBS = ("fit", "validate", "test", "predict")
 

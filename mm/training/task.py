@@ -27,7 +27,8 @@ class Task(LightningModule, ABC):
     """One stage of training a `MultimodalModel`.
 
     Attributes:
-        trains: Parts of the model that learn in this stage; all others are frozen and stay in evaluation mode.
+        trains: Parts of the model, or parts of these, that learn in this stage; all others are frozen and stay in
+            evaluation mode.
         model: The model.
         model_config: `class_path` and `init_args` of it, for the checkpoint folder.
     """
@@ -93,9 +94,10 @@ class Task(LightningModule, ABC):
         unknown = [name for name in names if name not in parts]
         if unknown:
             raise ValueError(f"freeze names parts of the model ({', '.join(sorted(parts))}); got {', '.join(unknown)}")
-        self.learning = tuple(sorted((set(self.trains) & parts) - set(names)))
+        made = {name for name, _ in self.model.named_modules()}
+        self.learning = tuple(sorted((set(self.trains) & made) - set(names)))
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name.split(".")[0] in self.learning)
+            parameter.requires_grad_(any(f"{name}.".startswith(f"{part}.") for part in self.learning))
         self.train()  # an opened checkpoint is in evaluation mode, and Lightning leaves modes as they are
 
     # ------------------------------------------------------------------------------------------ one step
@@ -158,9 +160,9 @@ class Task(LightningModule, ABC):
     def train(self, mode: bool = True) -> "Task":  # torch's signature
         """Frozen parts stay in evaluation mode: their dropout and statistics must not move what is cached."""
         super().train(mode)
-        for name, part in self.model.named_children():
-            if name not in self.learning:
-                part.eval()
+        self.model.eval()
+        for name in self.learning:
+            self.model.get_submodule(name).train(mode)
         return self
 
     def configure_optimizers(self) -> Any:  # Lightning's own union is private
