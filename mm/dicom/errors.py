@@ -20,6 +20,7 @@ Reason = Literal[
     "invalid_uid",
     "too_many_pixels",
     "duplicate_instance",
+    "conflicting_instance",
     "changed",
     # of an object that is to be de-identified
     "burnt_in",
@@ -64,7 +65,8 @@ REASONS: Final[dict[Reason, str]] = {
     "missing_element": "an element that identifies it is missing or empty",
     "invalid_uid": "a UID isn't one (PS3.5 section 9.1)",
     "too_many_pixels": "a frame has over 178,956,970 pixels",
-    "duplicate_instance": "another file has the same SOPInstanceUID",
+    "duplicate_instance": "another file is the same instance",
+    "conflicting_instance": "another file has the same SOPInstanceUID and other content",
     "changed": "the file isn't the one that was scanned",
     "burnt_in": "its kind or its header tells of text in the pixels; look at them, then --pixels ok",
     "document": "reports and encapsulated documents can't be cleaned",

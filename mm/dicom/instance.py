@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
@@ -62,6 +62,9 @@ ALLOWED: Final = (
 
 TAGS: Final = frozenset(tag for tag in map(tag_for_keyword, ALLOWED) if tag is not None)
 assert len(TAGS) == len(ALLOWED)
+
+Elements = Dataset | dict[str, Any]
+"""What `get(keyword)` is asked of: a data set of pydicom's, or what our own header walk found."""
 
 STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 SINGLE_FRAME: Final = frozenset(STORAGE + tail for tail in ("2", "4", "128"))  # CT, MR, PET
@@ -150,39 +153,39 @@ class Frame:
     intercept: float | None
 
 
-def _text(data: Dataset, keyword: str, limit: int = 64) -> str:
+def _text(data: Elements, keyword: str, limit: int = 64) -> str:
     value = data.get(keyword)
     text = "" if value is None else str(value)
     return "".join(letter for letter in text if letter.isprintable()).strip()[:limit]
 
 
-def _words(data: Dataset, keyword: str) -> tuple[str, ...]:
+def _words(data: Elements, keyword: str) -> tuple[str, ...]:
     value = data.get(keyword)
     if value is None or isinstance(value, str):
         return (value,) if value else ()
     return tuple(str(item) for item in value)
 
 
-def _integer(data: Dataset, keyword: str, default: int = 0) -> int:
+def _integer(data: Elements, keyword: str, default: int = 0) -> int:
     value = data.get(keyword)
     if value is None or value == "":
         return default
     return int(value)
 
 
-def _number(data: Dataset, keyword: str) -> float | None:
+def _number(data: Elements, keyword: str) -> float | None:
     value = data.get(keyword)
     return None if value is None or value == "" else float(value)
 
 
-def _numbers(data: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+def _numbers(data: Elements, keyword: str, count: int) -> tuple[float, ...] | None:
     value = data.get(keyword)
     if value is None or isinstance(value, (str, float, int)) or len(value) != count:
         return None
     return tuple(float(item) for item in value)
 
 
-def _uid(data: Dataset, keyword: str) -> str:
+def _uid(data: Elements, keyword: str) -> str:
     value = data.get(keyword)
     if value is None or value == "":
         raise FileError("missing_element", keyword)
@@ -191,7 +194,7 @@ def _uid(data: Dataset, keyword: str) -> str:
     return str(value)
 
 
-def belongs_to(data: Dataset) -> tuple[str, str] | None:
+def belongs_to(data: Elements) -> tuple[str, str] | None:
     """StudyInstanceUID and SeriesInstanceUID, or None where they aren't both there."""
     try:
         return _uid(data, "StudyInstanceUID"), _uid(data, "SeriesInstanceUID")
@@ -220,7 +223,7 @@ def _kind(sop_class_uid: str, modality: str, image_type: tuple[str, ...], num_fr
     return "multiframe" if num_frames > 1 and kind in ("volume", "image", "secondary_capture") else kind
 
 
-def instance_of(path: Path, data: Dataset, transfer_syntax_uid: str, pixel_offset: int) -> Instance:
+def instance_of(path: Path, data: Elements, transfer_syntax_uid: str, pixel_offset: int) -> Instance:
     """Takes the allowed elements out of a data set.
 
     Raises:

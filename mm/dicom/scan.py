@@ -4,20 +4,23 @@ Headers only. Nothing here writes an element's value to a log or into an excepti
 a patient are left out of every `repr`.
 """
 
+import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mm.dicom.errors import DicomError, FileError, GeometryError, KindError, Reason
 from mm.dicom.geometry import plane, stack
 from mm.dicom.header import read_header
 from mm.dicom.instance import Instance, Kind
 from mm.dicom.pixels import check_greyscale
+from mm.dicom.siblings import Siblings
 
 SPACING_DECIMALS = 4
 ORIENTATION_DECIMALS = 3
@@ -134,7 +137,25 @@ def _files(folder: Path) -> Iterator[Path]:
     """Every file below a folder, sorted; links to folders aren't followed, so nothing is met in a circle."""
     for root, folders, names in os.walk(folder):
         folders.sort()
-        yield from (Path(root) / name for name in sorted(names))
+        yield from (Path(f"{root}/{name}") for name in sorted(names))
+
+
+def _sources(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[Path]]:
+    """The folder that holds everything, and every file once.
+
+    Raises:
+        ValueError: Something isn't there.
+    """
+    if isinstance(source, (str, Path)):
+        if not Path(source).is_dir():
+            raise ValueError(f"folder must be an existing folder, got {str(source)!r}")
+        return Path(source), list(_files(Path(source)))
+    paths = [Path(item).absolute() for item in source]
+    missing = next((path for path in paths if not path.exists()), None)
+    if missing is not None or not paths:
+        raise ValueError(f"every file and folder must exist, and there must be one; got {str(missing)!r}")
+    every = {file for path in paths for file in (_files(path) if path.is_dir() else (path,))}
+    return Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths])), sorted(every)
 
 
 def _refusal(kind: Kind, instances: list[Instance]) -> None:
@@ -192,35 +213,75 @@ def _split(uid: str, instances: list[Instance]) -> list[Series]:
     return [_series(uid, part, group) for part, group in enumerate(largest_first)]
 
 
-def scan(folder: str | Path) -> Scan:
-    """Reads the headers of every file below a folder and groups them.
+def _content(item: Instance) -> tuple[Instance, bytes | None]:
+    """What makes two files of one SOPInstanceUID the same: the kept elements, and every byte from the pixels on.
 
-    The result depends on the files' content, not on their names or order, but for two files that claim one
-    SOPInstanceUID: the first by path is kept.
+    Where the pixels can't be told from the rest (deflated) all bytes count; None where they can't be read.
+    """
+    start = 0 if item.transfer_syntax_uid == DeflatedExplicitVRLittleEndian else item.pixel_offset
+    try:
+        with item.path.open("rb") as file:
+            file.seek(start)
+            digest = hashlib.file_digest(file, "blake2b").digest()
+    except OSError:
+        return item, None
+    return replace(item, path=Path(), pixel_offset=0), digest
+
+
+def _once(instances: Iterable[Instance]) -> tuple[list[Instance], list[Rejected]]:
+    """One instance for every SOPInstanceUID; files that tell different things under one are all rejected."""
+    by_uid: dict[str, list[Instance]] = defaultdict(list)
+    for item in instances:
+        by_uid[item.sop_instance_uid].append(item)
+    kept: list[Instance] = []
+    rejected: list[Rejected] = []
+    for first, *others in by_uid.values():
+        content = _content(first) if others else None
+        if all(_content(item) == content and content[1] is not None for item in others if content):
+            kept.append(first)
+            rejected += [Rejected(item.path, "duplicate_instance") for item in others]
+            continue
+        rejected += [
+            Rejected(item.path, "conflicting_instance", "", item.study_instance_uid, item.series_instance_uid)
+            for item in (first, *others)
+        ]
+    return kept, rejected
+
+
+def scan(source: str | Path | Sequence[str | Path], progress: Callable[[int, int], None] | None = None) -> Scan:
+    """Reads the headers of every file and groups them.
+
+    The result depends on the files' content, not on their names or order. Of identical files (the same kept elements
+    and pixels under one SOPInstanceUID) the first by path is kept; different ones are all rejected, and their series
+    may lack a slice.
+
+    Args:
+        source: A folder, or files and folders.
+        progress: Called after every file with how many are read and how many there are.
 
     Raises:
-        ValueError: The folder doesn't exist or isn't one.
+        ValueError: The folder, or one of the files, doesn't exist.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"folder must be an existing folder, got {str(folder)!r}")
+    root, paths = _sources(source)
     rejected: list[Rejected] = []
     studies: dict[str, list[Instance]] = defaultdict(list)
     patients: dict[str, set[str]] = defaultdict(set)
-    seen: set[str] = set()
-    for path in _files(root):
+    found: list[Instance] = []
+    siblings = Siblings()
+    for number, path in enumerate(paths, 1):
         try:
             if path.name.upper() == "DICOMDIR":
                 raise FileError("dicomdir")
-            instance = read_header(path)
-            patients[instance.study_instance_uid].add(instance.patient_id)
-            if instance.sop_instance_uid in seen:
-                raise FileError("duplicate_instance")
-        except DicomError as error:
-            uids = (error.belongs_to if isinstance(error, FileError) else None) or ("", "")
-            rejected.append(Rejected(path, error.reason, error.place, *uids))
-            continue
-        seen.add(instance.sop_instance_uid)
+            found.append(read_header(path, siblings))
+        except FileError as error:
+            rejected.append(Rejected(path, error.reason, error.place, *(error.belongs_to or ("", ""))))
+        if progress is not None:
+            progress(number, len(paths))
+    for instance in found:
+        patients[instance.study_instance_uid].add(instance.patient_id)
+    unique, twice = _once(found)
+    rejected += twice
+    for instance in unique:
         studies[instance.study_instance_uid].append(instance)
     broken = {(item.study_instance_uid, item.series_instance_uid) for item in rejected}
     kept: list[Study] = []
