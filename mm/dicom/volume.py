@@ -6,6 +6,7 @@ from typing import Final, Literal
 import numpy as np
 from jaxtyping import Float
 
+from mm.dicom.display import Display
 from mm.dicom.errors import GeometryError, KindError, PixelError
 from mm.dicom.planes import fill
 from mm.dicom.scan import Series
@@ -77,6 +78,7 @@ class Image:
         view: ViewPosition ("PA", "AP", "LL", ...) or "".
         laterality: ImageLaterality or Laterality ("L", "R", "U", "B") or "".
         oriented: True where PatientOrientation says which edge is the patient's left. Without it nobody can tell.
+        display: How the header would have it shown (see `mm.dicom.image.windowed`), or None where that is unknown.
     """
 
     pixels: Float[np.ndarray, "Y X"]
@@ -85,6 +87,7 @@ class Image:
     view: str = ""
     laterality: str = ""
     oriented: bool = False
+    display: Display | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 2 or min(self.pixels.shape) < 1:
