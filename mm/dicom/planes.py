@@ -2,7 +2,7 @@
 
 Uncompressed little endian pixels need no decoder: positional reads into a small buffer that stays in the cache, and
 from there rescaled into place, by two threads (reads and arithmetic both release the GIL). Everything else, and
-whatever isn't as the scan found it, goes through `read_pixels`, which also says what is wrong.
+whatever isn't as the scan found it, goes through `read_planes`, which also says what is wrong.
 """
 
 import os
@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from mm.dicom.errors import DicomError, PixelError
 from mm.dicom.header import pixel_element
 from mm.dicom.instance import Frame
-from mm.dicom.pixels import check_greyscale, read_pixels, rescaled
+from mm.dicom.pixels import check_greyscale, read_planes, rescaled
 
 THREADS: Final = 2
 BUFFER_BYTES: Final = 512 << 10
@@ -98,9 +98,11 @@ def fill(out: Float[np.ndarray, "Z Y X"], frames: Sequence[Frame]) -> None:
     todo = iter(list(enumerate(frames)))  # of a list: two threads may draw from it
     with ThreadPoolExecutor(THREADS) as pool:
         left = sorted(z for part in [pool.submit(_work, todo, out) for _ in range(THREADS)] for z in part.result())
+    if not left:
+        return
+    decoded = read_planes([frames[z] for z in left])
     for z in left:
-        frame = frames[z]
         try:
-            rescaled(frame, read_pixels(frame.instance, frame.index), out[z])
+            rescaled(frames[z], next(decoded), out[z])
         except DicomError as error:
             raise type(error)(error.reason, f"slice {z + 1} of {len(frames)}") from None
