@@ -14,6 +14,7 @@ from jaxtyping import Float
 from mm.dicom.errors import GeometryError
 from mm.dicom.instance import Instance
 
+FARTHEST_MM: Final = 1e6
 ROUNDING_MM: Final = 0.11  # headers that round coordinates to a tenth of a millimetre
 GAP_SHARE: Final = 0.03  # or this share of the distance between slices
 DRIFT_SHARE: Final = 0.25  # of the distance that a slice may be away from the regular stack
@@ -43,6 +44,8 @@ def plane(instance: Instance) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray,
     if instance.orientation is None:
         raise GeometryError("missing_geometry")
     values = np.asarray(instance.orientation, dtype=np.float64)
+    if not (np.abs(values) < 2).all():  # NaN as well, and what would overflow
+        raise GeometryError("invalid_orientation")
     along_row, along_column = values[:3], values[3:]
     lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
     if not np.isfinite(values).all() or max(abs(lengths[0] - 1), abs(lengths[1] - 1)) > 1e-2:
@@ -88,7 +91,7 @@ def stack(instances: Sequence[Instance]) -> Stack:
     positions = np.asarray([item.position for item in instances], dtype=np.float64)
     if not np.isfinite(spacing).all() or spacing.min() <= 0:
         raise GeometryError("invalid_spacing")
-    if not np.isfinite(positions).all():
+    if not (np.abs(positions) < FARTHEST_MM).all():  # NaN as well, and what would overflow
         raise GeometryError("missing_geometry")
     if len(instances) < 2:
         raise GeometryError("single_slice")

@@ -15,16 +15,18 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
 from mm.dicom.errors import FileError
-from mm.dicom.guard import PROGRAMS, BoundedFile, count_inflated, guarded, inflate, open_file
+from mm.dicom.guard import PROGRAMS, BoundedFile, check_ratio, count_inflated, guarded, inflate, open_file
 from mm.dicom.instance import TAGS, Instance, belongs_to, instance_of
 
 MAX_FRAME_PIXELS: Final = 178_956_970  # Pillow's limit of decompression bombs
 MAX_HEADER_BYTES: Final = 16 << 20
 TRANSFER_SYNTAX: Final = 0x00020010
 PIXELS: Final = 0x7FE00008  # Float, Double Float and Pixel Data
+NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 PIXEL_KINDS: Final = ("volume", "image", "localizer")
 
 
@@ -51,7 +53,11 @@ def _check_pixels(instance: Instance, head: bytes, num_bytes: int) -> None:
         raise FileError("truncated", "no pixels")
     start, length = element
     left = num_bytes - instance.pixel_offset - start
-    if length != 0xFFFFFFFF and (length > left or length < instance.num_bytes):
+    if instance.transfer_syntax_uid not in NATIVE:
+        frame_bytes = instance.num_bytes // instance.num_frames
+        runs = instance.transfer_syntax_uid == RLELossless
+        check_ratio(frame_bytes=frame_bytes, num_frames=instance.num_frames, held=left, runs=runs)
+    elif length == 0xFFFFFFFF or length > left or length < instance.num_bytes:
         raise FileError("truncated", "pixels")
 
 
@@ -131,6 +137,7 @@ def read_header(path: Path) -> Instance:
         data = read_elements(stream, transfer_syntax_uid)
         with _of_series(data):
             instance = instance_of(path, data, transfer_syntax_uid, stream.tell())
+            check_ratio(frame_bytes=instance.num_bytes, num_frames=1, held=len(packed), runs=False)
             limit = instance.pixel_offset + instance.num_bytes + MAX_HEADER_BYTES
             num_bytes = count_inflated(packed, limit)
             _check_pixels(instance, inflated[instance.pixel_offset :][:12], num_bytes)

@@ -27,7 +27,9 @@ ALLOWED: Final = (
     "BitsAllocated",
     "BitsStored",
     "BodyPartExamined",
+    "BurnedInAnnotation",
     "Columns",
+    "ContrastBolusAgent",
     "ConvolutionKernel",
     "HighBit",
     "ImageLaterality",
@@ -36,6 +38,8 @@ ALLOWED: Final = (
     "ImageType",
     "ImagerPixelSpacing",
     "Laterality",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
     "Manufacturer",
     "ManufacturerModelName",
     "Modality",
@@ -115,6 +119,12 @@ class Instance:
     body_part: str
     kernel: str
     pixel_offset: int
+    contrast: bool
+    """ContrastBolusAgent names one; which one isn't kept."""
+    burnt_in: bool
+    """BurnedInAnnotation is YES."""
+    lossy: bool
+    """LossyImageCompression is 01, or missing beside a ratio."""
 
     @property
     def frame(self) -> "Frame":
@@ -180,6 +190,11 @@ def _numbers(data: Dataset, keyword: str, count: int) -> tuple[float, ...] | Non
     if value is None or isinstance(value, (str, float, int)) or len(value) != count:
         return None
     return tuple(float(item) for item in value)
+
+
+def _ratio_says(data: Dataset) -> str:
+    """What LossyImageCompression must be where LossyImageCompressionRatio is given (PS3.3 section C.7.6.1.1.5)."""
+    return "01" if data.get("LossyImageCompressionRatio") not in (None, "") else ""
 
 
 def _uid(data: Dataset, keyword: str) -> str:
@@ -271,4 +286,7 @@ def instance_of(path: Path, data: Dataset, transfer_syntax_uid: str, pixel_offse
         body_part=_text(data, "BodyPartExamined", 16),
         kernel=_text(data, "ConvolutionKernel", 16),
         pixel_offset=pixel_offset,
+        contrast=_text(data, "ContrastBolusAgent").upper() not in ("", "NONE", "NO"),
+        burnt_in=_text(data, "BurnedInAnnotation", 16).upper() == "YES",
+        lossy=(_text(data, "LossyImageCompression", 16) or _ratio_says(data)) == "01",
     )

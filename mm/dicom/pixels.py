@@ -24,6 +24,9 @@ from mm.dicom.instance import Frame, Instance
 
 NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 
+MAX_COMPONENTS: Final = 4
+"""Of a codestream; JPEG 2000 can declare 16384, each decoded to 32 bits."""
+
 
 def check_greyscale(instance: Instance) -> None:
     """Refuses what isn't greyscale integers.
@@ -76,7 +79,7 @@ def codestream_shape(frame: bytes) -> tuple[int, int] | None:
     if frame[4:8] == b"jP  ":  # a JP2 file where a bare codestream is due; decoders take it
         frame = frame[max(0, frame.find(b"\xff\x4f\xff\x51", 0, 4096)) :]
     if frame[:4] == b"\xff\x4f\xff\x51":  # SOC, SIZ (ISO/IEC 15444-1 annex A.5.1)
-        if len(frame) < 24:
+        if len(frame) < 42 or struct.unpack(">H", frame[40:42])[0] > MAX_COMPONENTS:
             return None
         width, height, left, top = struct.unpack(">LLLL", frame[8:24])
         return height - top, width - left
