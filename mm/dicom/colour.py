@@ -8,9 +8,9 @@ from jaxtyping import Shaped, UInt8
 from mm.dicom.attributes import read_attributes
 from mm.dicom.errors import PixelError
 from mm.dicom.guard import guarded, open_file
-from mm.dicom.instance import Instance
+from mm.dicom.instance import NATIVE, Instance
 from mm.dicom.lut import PALETTE, palette_of
-from mm.dicom.pixels import NATIVE, check_cells, native_bytes, read_samples, reading
+from mm.dicom.pixels import check_cells, native_bytes, read_samples, reading
 
 RGB: Final = ("RGB", "YBR_ICT", "YBR_RCT")
 """YBR_ICT and YBR_RCT are JPEG 2000's own transforms, which its decoder takes back."""

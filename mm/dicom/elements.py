@@ -216,7 +216,7 @@ def _explicit(window: bytes, position: int, found: dict[int, bytes], starts: lis
                 if start + length > len(window):
                     return position, False
                 if vr != words[tag]:
-                    _check_either(tag, vr, found)
+                    _check_either(tag, vr)
                 found[tag] = window[start : start + length]
             position = start + length
     except struct.error:
@@ -253,9 +253,13 @@ def _is_end(tag: int) -> bool:
     return tag & 0xFFFF > PIXEL_GROUP or tag >> 16 >= 8
 
 
-def _check_either(tag: int, vr: int, found: dict[int, bytes]) -> None:
-    """Another VR than the dictionary's is fine where that leaves a choice and PixelRepresentation agrees."""
-    if VRS[tag] != EITHER or vr != word(_chosen(found)):
+def _check_either(tag: int, vr: int) -> None:
+    """Another VR than the dictionary's is fine where that leaves a choice.
+
+    Some files write the one that PixelRepresentation doesn't ask for; the elements of this kind that are wanted are
+    taken modulo 2^16 (`mm.dicom.instance`), so both are the same to us.
+    """
+    if VRS[tag] != EITHER or vr not in (word("US"), word("SS")):
         raise Unsure
 
 
@@ -326,6 +330,8 @@ def _value(vr: str, raw: bytes) -> Any:
         except ValueError:
             raise Unsure from None
         return numbers if len(numbers) > 1 else numbers[0]
+    elif vr == "IS" and raw.strip(b" \0").isdigit():
+        return int(raw.strip(b" \0"))
     elif vr in ("LO", "SH") and (not raw.isascii() or ESCAPE in raw):
         raise Unsure
     try:

@@ -57,6 +57,8 @@ Reason = Literal[
     "uneven_spacing",
     "gantry_tilt",
     "shifted_slice",
+    # of a series that can be read
+    "low_quality",
 ]
 
 REASONS: Final[dict[Reason, str]] = {
@@ -105,6 +107,7 @@ REASONS: Final[dict[Reason, str]] = {
     "uneven_spacing": "the distance between slices changes",
     "gantry_tilt": "the slices are sheared against their normal (gantry tilt)",
     "shifted_slice": "a slice is shifted sideways",
+    "low_quality": "the quality guard flags it, and the pipeline is told to fail by that",
 }
 assert set(REASONS) == set(get_args(Reason))
 
@@ -142,6 +145,10 @@ class PixelError(DicomError):
 
 class GeometryError(DicomError):
     """The slices of a series are no regular stack."""
+
+
+class QualityError(DicomError):
+    """A series that can be read, but not trusted; the place has the codes (`mm.dicom.quality`)."""
 
 
 class KindError(DicomError):

@@ -17,6 +17,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
 from mm.dicom.elements import WINDOW, TooDeep, Unsure, elements, walk
@@ -26,12 +27,13 @@ from mm.dicom.guard import (
     MAX_FILE_BYTES,
     PROGRAMS,
     BoundedFile,
+    check_ratio,
     count_inflated,
     guarded,
     inflate,
     open_file,
 )
-from mm.dicom.instance import TAGS, Instance, belongs_to, instance_of
+from mm.dicom.instance import NATIVE, TAGS, Instance, belongs_to, instance_of
 from mm.dicom.siblings import Siblings
 
 MAX_FRAME_PIXELS: Final = 178_956_970  # Pillow's limit of decompression bombs
@@ -39,7 +41,7 @@ MAX_HEADER_BYTES: Final = 16 << 20
 TRANSFER_SYNTAX: Final = 0x00020010
 PIXELS: Final = 0x7FE00008  # Float, Double Float and Pixel Data
 POSITIONAL: Final = hasattr(os, "pread") and hasattr(os, "O_NONBLOCK")
-PIXEL_KINDS: Final = ("volume", "image", "localizer")
+PIXEL_KINDS: Final = ("volume", "image", "localizer", "multiframe", "secondary_capture")
 
 
 def pixel_element(head: bytes, transfer_syntax_uid: str) -> tuple[int, int] | None:
@@ -65,7 +67,11 @@ def _check_pixels(instance: Instance, head: bytes, num_bytes: int) -> None:
         raise FileError("truncated", "no pixels")
     start, length = element
     left = num_bytes - instance.pixel_offset - start
-    if length != 0xFFFFFFFF and (length > left or length < instance.num_bytes):
+    if instance.transfer_syntax_uid not in NATIVE:
+        frame_bytes = instance.num_bytes // instance.num_frames
+        runs = instance.transfer_syntax_uid == RLELossless
+        check_ratio(frame_bytes=frame_bytes, num_frames=instance.num_frames, held=left, runs=runs)
+    elif length == 0xFFFFFFFF or length > left or length < instance.num_bytes:
         raise FileError("truncated", "pixels")
 
 
@@ -202,6 +208,7 @@ def parse_header(path: Path) -> Instance:
         data = read_elements(stream, transfer_syntax_uid)
         with _of_series(data):
             instance = instance_of(path, data, transfer_syntax_uid, stream.tell())
+            check_ratio(frame_bytes=instance.num_bytes, num_frames=1, held=len(packed), runs=False)
             limit = instance.pixel_offset + instance.num_bytes + MAX_HEADER_BYTES
             num_bytes = count_inflated(packed, limit)
             _check_pixels(instance, inflated[instance.pixel_offset :][:12], num_bytes)

@@ -7,6 +7,12 @@ from typing import Any, Final, Literal
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from mm.dicom.errors import FileError
 from mm.dicom.marks import Marks, moment, number, numbers
@@ -31,10 +37,12 @@ ALLOWED: Final = (
     "BitsAllocated",
     "BitsStored",
     "BodyPartExamined",
+    "BurnedInAnnotation",
     "Columns",
     "ComplexImageComponent",
     "ConcatenationFrameOffsetNumber",
     "ConcatenationUID",
+    "ContrastBolusAgent",
     "ConvolutionKernel",
     "DiffusionBValue",
     "DiffusionGradientOrientation",
@@ -54,6 +62,8 @@ ALLOWED: Final = (
     "InversionTime",
     "KVP",
     "Laterality",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
     "Manufacturer",
     "ManufacturerModelName",
     "Modality",
@@ -90,6 +100,7 @@ assert len(TAGS) == len(ALLOWED)
 Elements = Dataset | dict[str, Any]
 """What `get(keyword)` is asked of: a data set of pydicom's, or what our own header walk found."""
 
+NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
 SINGLE_FRAME: Final = frozenset(STORAGE + tail for tail in ("2", "4", "128"))  # CT, MR, PET
 RADIOGRAPHS: Final = frozenset(STORAGE + tail for tail in ("1", "1.1", "1.1.1"))  # CR, DX (presentation, processing)
@@ -182,6 +193,12 @@ class Instance:
     """Units of a PET: "BQML", "CNTS", "GML" (an SUV) ..."""
     marks: Marks = field(default=Marks(), repr=False)
     concatenation: Concatenation | None = field(default=None, repr=False)
+    contrast: bool = False
+    """ContrastBolusAgent names one; which one isn't kept."""
+    burnt_in: bool = False
+    """BurnedInAnnotation is YES."""
+    lossy: bool = False
+    """LossyImageCompression is 01, or missing beside a ratio."""
 
     @property
     def frame(self) -> "Frame":
@@ -201,7 +218,10 @@ class Instance:
     @property
     def num_bytes(self) -> int:
         """Bytes that its pixels take uncompressed."""
-        return self.rows * self.columns * self.samples * self.num_frames * self.bits_allocated // 8
+        samples: float = self.samples
+        if self.photometric == "YBR_FULL_422" and self.samples == 3 and self.transfer_syntax_uid in NATIVE:
+            samples = 2  # two pixels share their colour (PS3.3 section C.7.6.3.1.2)
+        return int(self.rows * self.columns * samples) * self.num_frames * self.bits_allocated // 8
 
 
 @dataclass(frozen=True)
@@ -261,6 +281,11 @@ def _numbers(data: Elements, keyword: str, count: int) -> tuple[float, ...] | No
     if value is None or isinstance(value, (str, float, int)) or len(value) != count:
         return None
     return tuple(float(item) for item in value)
+
+
+def _ratio_says(data: Elements) -> str:
+    """What LossyImageCompression must be where LossyImageCompressionRatio is given (PS3.3 section C.7.6.1.1.5)."""
+    return "01" if data.get("LossyImageCompressionRatio") not in (None, "") else ""
 
 
 def _uid(data: Elements, keyword: str) -> str:
@@ -424,4 +449,7 @@ def instance_of(path: Path, data: Elements, transfer_syntax_uid: str, pixel_offs
         units=_text(data, "Units", 16),
         marks=_marks(data, image_type),
         concatenation=_concatenation(data),
+        contrast=_text(data, "ContrastBolusAgent").upper() not in ("", "NONE", "NO"),
+        burnt_in=_text(data, "BurnedInAnnotation", 16).upper() == "YES",
+        lossy=(_text(data, "LossyImageCompression", 16) or _ratio_says(data)) == "01",
     )

@@ -17,8 +17,6 @@ from jaxtyping import Float, Shaped
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
 )
 
@@ -28,9 +26,8 @@ from mm.dicom.errors import FileError, PixelError
 from mm.dicom.fragments import Fragments, fragments
 from mm.dicom.guard import BoundedFile, inflate, open_file
 from mm.dicom.header import MAX_FRAME_PIXELS, behind_meta, pixel_element
-from mm.dicom.instance import Frame, Instance
+from mm.dicom.instance import NATIVE, Frame, Instance
 
-NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 FREE_EXPANSION: Final = 16 << 20
 MAX_EXPANSION: Final = 1000
 """No picture of over 16 MiB shrinks to less than a thousandth."""

@@ -28,6 +28,7 @@ from mm.dicom.elements import (
     elements,
 )
 from mm.dicom.instance import Instance, instance_of
+from mm.dicom.marks import moment, number
 
 PATTERNS: Final = 8  # kept at a time, so that a folder may mix as many kinds of headers
 VARIANTS: Final = 256  # and as many series of one kind
@@ -84,9 +85,21 @@ OWN: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
 }
 """Elements that decide one field of `Instance` and nothing else: the field, and its value in the usual case.
 
-A series in which only these change costs no `instance_of` a file.
+A series in which only these and `MARKS` change costs no `instance_of` a file.
 """
-OWN_TAGS: Final = frozenset(tag for tag, keyword in KEYWORDS.items() if keyword in OWN)
+MARKS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
+    "InstanceNumber": ("number", number),
+    "TriggerTime": ("trigger", number),
+    "FrameReferenceTime": ("offset", number),
+    "AcquisitionTime": ("acquired", moment),
+}
+"""The same for the fields of its `marks`."""
+OWN_TAGS: Final = frozenset(tag for tag, keyword in KEYWORDS.items() if keyword in OWN or keyword in MARKS)
+# Where AcquisitionDateTime is there, AcquisitionTime isn't what `acquired` is read from.
+ACQUISITION_DATE_TIME, ACQUISITION_TIME = (
+    next(tag for tag, keyword in KEYWORDS.items() if keyword == wanted)
+    for wanted in ("AcquisitionDateTime", "AcquisitionTime")
+)
 
 
 class Step(NamedTuple):
@@ -110,7 +123,8 @@ class Pattern(NamedTuple):
     tail: bytes  # ends with the 12 bytes of the pixel element
     stable: dict[int, bytes]  # wanted elements in the runs
     transfer_syntax_uid: str
-    variants: dict[tuple[bytes, ...], dict[str, Any]]  # fields of an `Instance` by the elements that aren't in OWN
+    own: frozenset[int]  # tags of OWN and MARKS
+    variants: dict[tuple[bytes, ...], dict[str, Any]]  # fields of an `Instance` by the elements that aren't own
     layout: "Layout"
 
     def match(self, window: bytes) -> tuple[dict[int, bytes], int] | None:
@@ -136,7 +150,7 @@ class Pattern(NamedTuple):
         if matched is None:
             return None
         changed, offset = matched
-        key = tuple([raw for tag, raw in changed.items() if tag not in OWN_TAGS])
+        key = tuple([raw for tag, raw in changed.items() if tag not in self.own])
         known = self.variants.get(key)
         if known is None:
             instance = instance_of(path, elements(self.stable | changed), self.transfer_syntax_uid, offset)
@@ -145,9 +159,16 @@ class Pattern(NamedTuple):
             self.variants[key] = {field.name: getattr(instance, field.name) for field in fields(Instance)}
             return instance, self.tail[-12:]
         own: dict[str, Any] = {"path": path, "pixel_offset": offset}
-        for keyword, value in elements({tag: raw for tag, raw in changed.items() if tag in OWN_TAGS}).items():
-            name, convert = OWN[keyword]
-            own[name] = convert(value)
+        marks: dict[str, Any] = {}
+        for keyword, value in elements({tag: raw for tag, raw in changed.items() if tag in self.own}).items():
+            if keyword in OWN:
+                name, convert = OWN[keyword]
+                own[name] = convert(value)
+            else:
+                name, convert = MARKS[keyword]
+                marks[name] = convert(value)
+        if marks:
+            own["marks"] = known["marks"]._replace(**marks)
         instance = object.__new__(Instance)  # `replace` would take six times as long
         vars(instance).update(known, **own)
         return instance, self.tail[-12:]
@@ -219,7 +240,8 @@ class Siblings:
             steps.append(Step(run + value[:size], extent, tags[i] if tags[i] in wanted else 0))
             run = b""
         stable = {tag: raw for tag, raw in walk.found.items() if tag not in wanted}
-        pattern = Pattern(tuple(steps), run + walk.head, stable, walk.transfer_syntax_uid, {}, layout)
+        own = OWN_TAGS - {ACQUISITION_TIME} if ACQUISITION_DATE_TIME in walk.found else OWN_TAGS
+        pattern = Pattern(tuple(steps), run + walk.head, stable, walk.transfer_syntax_uid, own, {}, layout)
         others = [other for other in self._patterns if other.layout is not layout]
         self._patterns = [pattern, *others[: PATTERNS - 1]]
 

@@ -29,7 +29,7 @@ def fast(frames, monkeypatch) -> np.ndarray:
     first = frames[0].instance
     out = np.empty((len(frames), first.rows, first.columns), np.float32)
     with monkeypatch.context() as patch:
-        patch.setattr(planes, "read_pixels", lambda *_: pytest.fail("took the slow way"))
+        patch.setattr(planes, "read_planes", lambda *_: pytest.fail("took the slow way"))
         fill(out, frames)
     return out
 

@@ -94,7 +94,6 @@ TILT = np.deg2rad(20)
         ("invalid_spacing", "", lambda i: {"PixelSpacing": [0, 0]}),
         ("mosaic", "", lambda i: {"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}),
         ("localizer", "", lambda i: {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}),
-        ("multiframe", "", lambda i: {"NumberOfFrames": 2}),
         ("unsupported_pixels", "", lambda i: {"BitsStored": 17}),
     ],
 )
