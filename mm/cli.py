@@ -164,6 +164,8 @@ def _deidentify(options: argparse.Namespace) -> int:
     keep, pixels_ok = frozenset(options.keep), options.pixels == "ok"
     done = deidentify(options.directory, options.out, secret=options.secret, keep=keep, pixels_ok=pixels_ok)
     print(f"{done.num_written} written, {done.num_skipped} passed over (no DICOM)")
+    if done.num_duplicates:
+        print(f"{done.num_duplicates} passed over, the same as another file")
     for reason, count in sorted(done.refused.items()):
         print(f"{count} refused, {reason}: {REASONS[reason]}")
     if done.num_written == 0 and not done.refused:

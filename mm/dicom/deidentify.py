@@ -1,14 +1,16 @@
 """A folder of DICOM images copied without who they are of: `OUT/<patient>/<study>/<series>/<instance>.dcm`.
 
 PS3.15 Annex E, Basic Application Level Confidentiality Profile. Whatever isn't known to be harmless is left out
-(`mm.dicom.retained`), and an object that can't be cleaned that way is refused. `OUT/audit.jsonl` has a line for each
-object, without original values. The secret that pseudonyms follow from never lies in OUT.
+(`mm.dicom.retained`), and an object that can't be cleaned that way is refused. `OUT/audit.jsonl` gets a line for each
+object as soon as it is dealt with, without original values. The secret that pseudonyms follow from never lies in OUT.
 """
 
+import filecmp
 import io
 import json
+import os
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,7 @@ from pydicom.uid import (
 )
 
 from mm.dicom.cleaning import Cleaner, Keep, is_registered
+from mm.dicom.comments import without_comments
 from mm.dicom.errors import DicomError, FileError, KindError, PixelError, Reason
 from mm.dicom.guard import guarded, inflate, open_file
 from mm.dicom.header import MAX_HEADER_BYTES, behind_meta
@@ -85,6 +88,8 @@ class Outcome:
 
     num_written: int = 0
     num_skipped: int = 0
+    num_duplicates: int = 0
+    """Files that hold the very bytes of another one."""
     refused: Counter[Reason] = field(default_factory=Counter)
 
 
@@ -117,18 +122,26 @@ def deidentify(
     if key.is_relative_to(target):
         raise ValueError("--secret must name a file outside of OUT, for whoever has it can tell who the patients are")
     found = scan(folder)
-    outcome, lines = Outcome(), []
+    outcome = Outcome()
     objects: list[tuple[Path, str, Instance | Rejected]] = [(item.path, "", item) for item in found.rejected]
     for study in found.studies:
         identity = study.patient_id or f"study/{study.study_instance_uid}"  # who isn't named is nobody else
-        objects += [(item.path, identity, item) for series in study.series for item in series.instances]
+        # An object of many frames may be several series.
+        once = {item.path: item for series in study.series for item in series.instances}
+        objects += [(path, identity, item) for path, item in once.items()]
     pseudonyms = None
     if any(isinstance(item, Instance) for *_, item in objects):
         pseudonyms = Pseudonyms(open_secret(key, otherwise="name another file with --secret"))
+    audit = Audit(target)
+    kept = Originals(objects)
     for number, (_, identity, item) in enumerate(sorted(objects, key=lambda row: row[0]), start=1):
         line: dict[str, Any] = {"input": number}
         try:
             if isinstance(item, Rejected):
+                if item.reason == "duplicate_instance" and kept.hold(item.path):
+                    outcome.num_duplicates += 1
+                    audit.add(line | {"status": "skipped", "reason": item.reason})
+                    continue
                 raise FileError(item.reason)
             assert pseudonyms is not None
             cleaner = Cleaner(pseudonyms, identity, keep)
@@ -147,11 +160,43 @@ def deidentify(
             write_atomically(place / f"{line['instance']}.dcm", content)
             outcome.num_written += 1
             line |= {"status": "written", "elements": dict(sorted(cleaner.acts.items()))}
-        lines.append(json.dumps(line) + "\n")
-    if lines:
-        target.mkdir(parents=True, exist_ok=True)
-        write_atomically(target / "audit.jsonl", "".join(lines).encode())
+        audit.add(line)
     return outcome
+
+
+class Audit:
+    """OUT/audit.jsonl: a line at a time, on the disk before the next object; a new run begins a new one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "audit.jsonl"
+        self._begun = False
+
+    def add(self, line: dict[str, Any]) -> None:
+        """One object."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a" if self._begun else "w", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._begun = True
+
+
+class Originals:
+    """The files that are read, told by their bytes."""
+
+    def __init__(self, objects: list[tuple[Path, str, Instance | Rejected]]) -> None:
+        self._by_size: dict[int, list[Path]] = defaultdict(list)
+        if any(isinstance(item, Rejected) and item.reason == "duplicate_instance" for *_, item in objects):
+            for path, _, item in objects:
+                if isinstance(item, Instance) and path.is_file():
+                    self._by_size[path.stat().st_size].append(path)
+
+    def hold(self, path: Path) -> bool:
+        """Whether one of them has the same content."""
+        try:
+            return any(filecmp.cmp(path, other, shallow=False) for other in self._by_size[path.stat().st_size])
+        except OSError:
+            return False
 
 
 def _mapped(item: Instance, cleaner: Cleaner) -> dict[str, str]:
@@ -240,6 +285,7 @@ def _check_pixels(item: Instance, data: Dataset) -> None:
     if UID(item.transfer_syntax_uid).is_compressed:
         if not element.is_undefined_length or not _are_items(element.value):
             raise FileError("damaged", "compressed frames")
+        element.value = without_comments(element.value, item.transfer_syntax_uid)
         return
     samples = 2 if item.photometric == "YBR_FULL_422" else item.samples
     bits = item.rows * item.columns * samples * item.num_frames * item.bits_allocated

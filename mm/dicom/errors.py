@@ -20,6 +20,7 @@ Reason = Literal[
     "invalid_uid",
     "too_many_pixels",
     "duplicate_instance",
+    "conflicting_instance",
     "changed",
     # of an object that is to be de-identified
     "burnt_in",
@@ -32,6 +33,10 @@ Reason = Literal[
     "unsupported_transfer_syntax",
     "missing_decoder",
     "codestream_mismatch",
+    "decoder_failed",
+    "decoder_crashed",
+    "decoder_timeout",
+    "invalid_lut",
     "missing_rescale",
     "invalid_rescale",
     # of a series
@@ -39,6 +44,8 @@ Reason = Literal[
     "not_an_image",
     "localizer",
     "multiframe",
+    "functional_groups",
+    "missing_part",
     "mosaic",
     "single_slice",
     "missing_geometry",
@@ -50,6 +57,8 @@ Reason = Literal[
     "uneven_spacing",
     "gantry_tilt",
     "shifted_slice",
+    # of a series that can be read
+    "low_quality",
 ]
 
 REASONS: Final[dict[Reason, str]] = {
@@ -64,7 +73,8 @@ REASONS: Final[dict[Reason, str]] = {
     "missing_element": "an element that identifies it is missing or empty",
     "invalid_uid": "a UID isn't one (PS3.5 section 9.1)",
     "too_many_pixels": "a frame has over 178,956,970 pixels",
-    "duplicate_instance": "another file has the same SOPInstanceUID",
+    "duplicate_instance": "another file is the same instance",
+    "conflicting_instance": "another file has the same SOPInstanceUID and other content",
     "changed": "the file isn't the one that was scanned",
     "burnt_in": "its kind or its header tells of text in the pixels; look at them, then --pixels ok",
     "document": "reports and encapsulated documents can't be cleaned",
@@ -74,12 +84,18 @@ REASONS: Final[dict[Reason, str]] = {
     "unsupported_transfer_syntax": "no decoder for its transfer syntax is known",
     "missing_decoder": "its transfer syntax needs a decoder: pip install 'mm-report[dicom]'",
     "codestream_mismatch": "the compressed image has another size than the header",
+    "decoder_failed": "its decoder refuses the compressed image",
+    "decoder_crashed": "its decoder died of the compressed image",
+    "decoder_timeout": "its decoder took too long for the compressed image",
+    "invalid_lut": "a lookup table is missing or isn't what its descriptor says",
     "missing_rescale": "CT without RescaleSlope and RescaleIntercept has no HU",
     "invalid_rescale": "RescaleSlope is zero or not a number",
     "not_a_volume": "no slices of a volume",
     "not_an_image": "no radiograph",
     "localizer": "a localizer",
-    "multiframe": "multi-frame objects aren't read yet",
+    "multiframe": "a multi-frame object that is no stack of slices",
+    "functional_groups": "its functional groups are missing, not one for each frame, or far too many",
+    "missing_part": "a part of its concatenation is missing",
     "mosaic": "a mosaic of slices isn't read yet",
     "single_slice": "one slice is no volume",
     "missing_geometry": "ImagePositionPatient, ImageOrientationPatient or PixelSpacing is missing",
@@ -91,6 +107,7 @@ REASONS: Final[dict[Reason, str]] = {
     "uneven_spacing": "the distance between slices changes",
     "gantry_tilt": "the slices are sheared against their normal (gantry tilt)",
     "shifted_slice": "a slice is shifted sideways",
+    "low_quality": "the quality guard flags it, and the pipeline is told to fail by that",
 }
 assert set(REASONS) == set(get_args(Reason))
 
@@ -128,6 +145,10 @@ class PixelError(DicomError):
 
 class GeometryError(DicomError):
     """The slices of a series are no regular stack."""
+
+
+class QualityError(DicomError):
+    """A series that can be read, but not trusted; the place has the codes (`mm.dicom.quality`)."""
 
 
 class KindError(DicomError):

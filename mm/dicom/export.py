@@ -16,7 +16,7 @@ from mm.dicom.nifti import NiftiError, load_nibabel, write_nifti
 from mm.dicom.scan import Scan, Series, scan
 from mm.dicom.volume import read_volume
 
-VOLUMES: Final = ("volume", "multiframe")  # kinds that hold a volume, whether or not it can be read
+VOLUMES: Final = ("volume",)  # kinds that hold a volume, whether or not it can be read
 MODALITIES: Final = ("CT", "MR", "PT")
 OTHER: Final = "OT"  # PS3.3 C.7.3.1.1.1
 

@@ -1,7 +1,7 @@
 """From slices to a stack: order along the normal, spacing, affine; whatever isn't regular is refused.
 
 Everything is decided from ImagePositionPatient and ImageOrientationPatient (PS3.3 C.7.6.2.1.1), never from
-file names, InstanceNumber, SliceThickness or SpacingBetweenSlices.
+file names, InstanceNumber, SliceThickness, SpacingBetweenSlices or GantryDetectorTilt.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mm.dicom.errors import GeometryError
-from mm.dicom.instance import Instance
+from mm.dicom.instance import Frame
 
 ROUNDING_MM: Final = 0.11  # headers that round coordinates to a tenth of a millimetre
-GAP_SHARE: Final = 0.03  # or this share of the distance between slices
-DRIFT_SHARE: Final = 0.25  # of the distance that a slice may be away from the regular stack
+MISPLACED_MM: Final = 0.25  # that a voxel may be away from where its header has it
+GAP_SHARE: Final = 0.03  # of the distance between slices that one gap may differ by
+DRIFT_SHARE: Final = 0.25  # of it that a slice may be away from the regular stack
+SAME_PLACE_SHARE: Final = 0.05  # of it within which two slices are in one place
+SAME_PLACE_MM: Final = 1e-3
+FARTHEST_MM: Final = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,33 +28,69 @@ class Stack:
     """Slices in the order of the normal and where they lie.
 
     Attributes:
-        order: Index into the given instances for every slice.
-        affine: Voxel index (z, y, x, 1) to LPS mm.
-        spacing_mm: (z, y, x).
+        order: Index into the given frames for every slice.
+        affine: Voxel index (z, y, x, 1) to LPS mm. Column 0 is the step between slices as the positions have it:
+            along the normal, or sheared against it where they are.
+        spacing_mm: (z, y, x); z along the normal.
+        tilted: True where the shear is more than a voxel may be misplaced by: gantry tilt.
     """
 
     order: tuple[int, ...]
     affine: Float[np.ndarray, "4 4"]
     spacing_mm: tuple[float, float, float]
+    tilted: bool
 
 
-def plane(instance: Instance) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+def plane(frame: Frame) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
     """Direction along a row (to the next column) and along a column (to the next row), as unit vectors.
 
     Raises:
         GeometryError: `missing_geometry` or `invalid_orientation`.
     """
-    if instance.orientation is None:
+    if frame.orientation is None:
         raise GeometryError("missing_geometry")
-    values = np.asarray(instance.orientation, dtype=np.float64)
+    values = np.asarray(frame.orientation, dtype=np.float64)
+    if not (np.abs(values) < 2).all():  # NaN as well, and what would overflow
+        raise GeometryError("invalid_orientation")
     along_row, along_column = values[:3], values[3:]
     lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
-    if not np.isfinite(values).all() or max(abs(lengths[0] - 1), abs(lengths[1] - 1)) > 1e-2:
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1)) > 1e-2:
         raise GeometryError("invalid_orientation")
     along_row, along_column = along_row / lengths[0], along_column / lengths[1]
     if abs(along_row @ along_column) > 1e-3:
         raise GeometryError("invalid_orientation")
     return along_row, along_column
+
+
+def linked(values: Float[np.ndarray, " N"], tolerance: float) -> Int[np.ndarray, " N"]:
+    """Numbers values by groups, ascending: a gap of more than `tolerance` to the next value starts another."""
+    order = np.argsort(values, kind="stable")
+    numbers = np.empty(len(values), dtype=np.int64)
+    numbers[order] = np.concatenate([[0], np.cumsum(np.diff(values[order]) > tolerance)])
+    return numbers
+
+
+def _positions(frames: Sequence[Frame]) -> Float[np.ndarray, "N 3"]:
+    if any(item.position is None for item in frames):
+        raise GeometryError("missing_geometry")
+    positions = np.asarray([item.position for item in frames], dtype=np.float64)
+    if not (np.abs(positions) < FARTHEST_MM).all():  # false for NaN
+        raise GeometryError("missing_geometry")
+    return positions
+
+
+def places(frames: Sequence[Frame]) -> Int[np.ndarray, " N"]:
+    """Which place along the normal each frame of one orientation is in, counted from 0.
+
+    Raises:
+        GeometryError: They don't say where they lie.
+    """
+    along_row, along_column = plane(frames[0])
+    along = _positions(frames) @ np.cross(along_row, along_column)
+    gaps = np.diff(np.sort(along))
+    gaps = gaps[gaps > SAME_PLACE_MM]
+    usual = float(np.quantile(gaps, 0.9)) if len(gaps) else 0.0
+    return linked(along, max(SAME_PLACE_MM, SAME_PLACE_SHARE * usual))
 
 
 def _check_gaps(along: Float[np.ndarray, " N"]) -> None:
@@ -60,7 +100,7 @@ def _check_gaps(along: Float[np.ndarray, " N"]) -> None:
     tolerance = max(ROUNDING_MM, GAP_SHARE * usual)
     for index, gap in enumerate(gaps.tolist()):
         place = f"between slice {index + 1} and {index + 2} of {len(along)}"
-        if gap < max(1e-3, 0.05 * usual):
+        if gap < max(SAME_PLACE_MM, SAME_PLACE_SHARE * usual):
             raise GeometryError("duplicate_position", place)
         if abs(gap - usual) <= min(tolerance, 0.3 * usual):
             continue
@@ -70,47 +110,46 @@ def _check_gaps(along: Float[np.ndarray, " N"]) -> None:
         raise GeometryError("uneven_spacing", place)
     step = (along[-1] - along[0]) / len(gaps)
     away = np.abs(along - along[0] - step * np.arange(len(along)))
-    if away.max() > DRIFT_SHARE * step:
+    if away.max() > min(DRIFT_SHARE * step, MISPLACED_MM):
         raise GeometryError("uneven_spacing", f"at slice {int(away.argmax()) + 1} of {len(along)}")
 
 
-def stack(instances: Sequence[Instance]) -> Stack:
-    """Orders slices of one orientation and size and checks that they are a regular box.
+def stack(frames: Sequence[Frame]) -> Stack:
+    """Orders slices of one orientation and size and checks that they are a regular box, sheared or not.
 
     Raises:
         GeometryError: With the reason and the place, slices counted from 1 along the normal.
     """
-    first = instances[0]
+    first = frames[0]
     along_row, along_column = plane(first)
-    if first.spacing is None or any(item.position is None for item in instances):
+    if first.spacing is None:
         raise GeometryError("missing_geometry")
     spacing = np.asarray(first.spacing, dtype=np.float64)
-    positions = np.asarray([item.position for item in instances], dtype=np.float64)
-    if not np.isfinite(spacing).all() or spacing.min() <= 0:
+    positions = _positions(frames)
+    if not (spacing < FARTHEST_MM).all() or spacing.min() <= 0:
         raise GeometryError("invalid_spacing")
-    if not np.isfinite(positions).all():
-        raise GeometryError("missing_geometry")
-    if len(instances) < 2:
+    count = len(frames)
+    if count < 2:
         raise GeometryError("single_slice")
     normal = np.cross(along_row, along_column)
     along = positions @ normal
     order = np.argsort(along, kind="stable")
     positions, along = positions[order], along[order]
     _check_gaps(along)
-    count = len(instances)
     sideways = positions - positions[0] - np.outer(along - along[0], normal)
-    limit = max(ROUNDING_MM, 0.5 * float(spacing.min()))
+    shear = sideways[-1] / (count - 1)
     off = np.linalg.norm(sideways, axis=1)
-    if off.max() > limit:
-        # A tilted gantry moves every slice by the same amount; one that was moved stands out of the line.
-        share = np.arange(count) / (count - 1)
-        if np.linalg.norm(sideways - np.outer(share, sideways[-1]), axis=1).max() <= limit and off[-1] > limit:
-            raise GeometryError("gantry_tilt")
-        raise GeometryError("shifted_slice", f"slice {int(off.argmax()) + 1} of {count}")
+    unsheared = np.linalg.norm(sideways - np.outer(np.arange(count), shear), axis=1)
+    limit = max(ROUNDING_MM, min(0.5 * float(spacing.min()), MISPLACED_MM))
+    if unsheared.max() > limit:  # a tilted gantry moves every slice by the same amount; this one stands out
+        if off[-1] <= limit:
+            unsheared = off
+        raise GeometryError("shifted_slice", f"slice {int(unsheared.argmax()) + 1} of {count}")
+    distance = float((along[-1] - along[0]) / (count - 1))
     affine = np.eye(4)
-    affine[:3, 0] = normal * (along[-1] - along[0]) / (count - 1)
+    affine[:3, 0] = normal * distance + (shear if off.max() > ROUNDING_MM else 0.0)
     affine[:3, 1] = along_column * spacing[0]
     affine[:3, 2] = along_row * spacing[1]
     affine[:3, 3] = positions[0]
-    distance = float((along[-1] - along[0]) / (count - 1))
-    return Stack(tuple(order.tolist()), affine, (distance, float(spacing[0]), float(spacing[1])))
+    tilted = bool(off.max() > max(ROUNDING_MM, 0.5 * float(spacing.min())))
+    return Stack(tuple(order.tolist()), affine, (distance, float(spacing[0]), float(spacing[1])), tilted)

@@ -17,6 +17,10 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from mm.dicom.errors import DicomError, FileError
 
 MAX_FILE_BYTES: Final = 2 << 30
+MAX_RATIO: Final = 200
+"""Of compression, above what costs nothing."""
+FREE_FRAME_BYTES: Final = 16 << 20
+FREE_BYTES: Final = 64 << 20
 PROGRAMS: Final = (b"MZ", b"\x7fELF", b"#!", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 BROKEN: Final = (
     InvalidDicomError,
@@ -62,10 +66,14 @@ def guarded() -> Iterator[None]:
             yield
         except DicomError:
             raise
-        except OSError:
-            raise FileError("unreadable") from None
+        except OSError as error:  # pydicom raises some of its own, without a number
+            raise FileError("damaged" if error.errno is None else "unreadable") from None
         except BROKEN:
             raise FileError("damaged") from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise FileError("damaged") from None  # a decoder in Rust (RLE); it derives from BaseException alone
         finally:
             logger.setLevel(level)
 
@@ -93,6 +101,27 @@ def count_inflated(packed: bytes, limit: int) -> int:
             break
         rest = engine.unconsumed_tail
     return total
+
+
+def check_ratio(*, frame_bytes: int, num_frames: int, held: int, runs: bool) -> None:
+    """Whether compressed pixels can be what the header declares, before a decoder allocates for them.
+
+    Real images shrink to a tenth, lossy ones to a fiftieth; small ones cost little whatever they claim.
+
+    Args:
+        frame_bytes: Of one frame, uncompressed.
+        num_frames: How many are declared.
+        held: Bytes of the file behind the pixel element's header.
+        runs: RLE, where two bytes stand for 128 at most (PS3.5 annex G).
+
+    Raises:
+        FileError: `truncated` or `expansion`.
+    """
+    if num_frames * 8 > held or (runs and frame_bytes * num_frames > 64 * held):
+        raise FileError("truncated", "pixels")
+    ratio = MAX_RATIO * held
+    if frame_bytes > FREE_FRAME_BYTES + ratio // num_frames or frame_bytes * num_frames > FREE_BYTES + ratio:
+        raise FileError("expansion", "pixels")
 
 
 def open_file(path: Path) -> BoundedFile:

@@ -1,6 +1,8 @@
 """Reading one file's header in bounded memory; the pixels stay where they are."""
 
 import io
+import os
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +17,31 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    RLELossless,
 )
 
+from mm.dicom.elements import WINDOW, TooDeep, Unsure, elements, walk
 from mm.dicom.errors import FileError
-from mm.dicom.guard import PROGRAMS, BoundedFile, count_inflated, guarded, inflate, open_file
-from mm.dicom.instance import TAGS, Instance, belongs_to, instance_of
+from mm.dicom.guard import (
+    BROKEN,
+    MAX_FILE_BYTES,
+    PROGRAMS,
+    BoundedFile,
+    check_ratio,
+    count_inflated,
+    guarded,
+    inflate,
+    open_file,
+)
+from mm.dicom.instance import NATIVE, TAGS, Instance, belongs_to, instance_of
+from mm.dicom.siblings import Siblings
 
 MAX_FRAME_PIXELS: Final = 178_956_970  # Pillow's limit of decompression bombs
 MAX_HEADER_BYTES: Final = 16 << 20
 TRANSFER_SYNTAX: Final = 0x00020010
 PIXELS: Final = 0x7FE00008  # Float, Double Float and Pixel Data
-PIXEL_KINDS: Final = ("volume", "image", "localizer")
+POSITIONAL: Final = hasattr(os, "pread") and hasattr(os, "O_NONBLOCK")
+PIXEL_KINDS: Final = ("volume", "image", "localizer", "multiframe", "secondary_capture")
 
 
 def pixel_element(head: bytes, transfer_syntax_uid: str) -> tuple[int, int] | None:
@@ -51,7 +67,11 @@ def _check_pixels(instance: Instance, head: bytes, num_bytes: int) -> None:
         raise FileError("truncated", "no pixels")
     start, length = element
     left = num_bytes - instance.pixel_offset - start
-    if length != 0xFFFFFFFF and (length > left or length < instance.num_bytes):
+    if instance.transfer_syntax_uid not in NATIVE:
+        frame_bytes = instance.num_bytes // instance.num_frames
+        runs = instance.transfer_syntax_uid == RLELossless
+        check_ratio(frame_bytes=frame_bytes, num_frames=instance.num_frames, held=left, runs=runs)
+    elif length == 0xFFFFFFFF or length > left or length < instance.num_bytes:
         raise FileError("truncated", "pixels")
 
 
@@ -101,12 +121,69 @@ def read_elements(stream: BoundedFile | io.BytesIO, transfer_syntax_uid: str) ->
     )
 
 
-def read_header(path: Path) -> Instance:
-    """The allowed elements of one file.
+def read_header(path: Path, siblings: Siblings | None = None) -> Instance:
+    """The allowed elements of one file: by our own walk where that is sure of them, else by pydicom's.
+
+    Args:
+        path: The file.
+        siblings: What was learnt from files read before; None for a single file.
 
     Raises:
         FileError: It is no DICOM file, broken, hostile, or doesn't say what it is. Where the elements got so far, it
             knows the series that the file belongs to.
+    """
+    return walk_header(path, siblings) or parse_header(path)
+
+
+def walk_header(path: Path, siblings: Siblings | None = None) -> Instance | None:
+    """The instance that `parse_header` would return, or None where only that can tell.
+
+    Raises:
+        FileError: `not_dicom`, `executable`, or `damaged` where sequences are nested too deep.
+    """
+    if not POSITIONAL:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer won't block
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+            return None
+        window = os.pread(descriptor, WINDOW if siblings is None else max(WINDOW, siblings.window), 0)
+        if not _is_part10(window):
+            return None
+        try:
+            return _instance(path, descriptor, window, status.st_size, siblings)
+        except TooDeep:
+            raise FileError("damaged", "depth of sequences") from None
+        except (Unsure, FileError, *BROKEN):
+            return None
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _instance(path: Path, descriptor: int, window: bytes, num_bytes: int, siblings: Siblings | None) -> Instance:
+    known = None if siblings is None else siblings.read(path, window)
+    if known is not None:
+        _check_pixels(*known, num_bytes)
+        return known[0]
+    walked = walk(descriptor, window, num_bytes)
+    instance = instance_of(path, elements(walked.found), walked.transfer_syntax_uid, walked.offset)
+    _check_pixels(instance, walked.head, num_bytes)
+    if siblings is not None:
+        siblings.learn(window, walked)
+    return instance
+
+
+def parse_header(path: Path) -> Instance:
+    """The allowed elements of one file through pydicom.
+
+    Raises:
+        FileError: As `read_header`.
     """
     with guarded(), open_file(path) as file:
         head = file.read(132)
@@ -131,6 +208,7 @@ def read_header(path: Path) -> Instance:
         data = read_elements(stream, transfer_syntax_uid)
         with _of_series(data):
             instance = instance_of(path, data, transfer_syntax_uid, stream.tell())
+            check_ratio(frame_bytes=instance.num_bytes, num_frames=1, held=len(packed), runs=False)
             limit = instance.pixel_offset + instance.num_bytes + MAX_HEADER_BYTES
             num_bytes = count_inflated(packed, limit)
             _check_pixels(instance, inflated[instance.pixel_offset :][:12], num_bytes)

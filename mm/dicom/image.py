@@ -1,15 +1,46 @@
-"""Reading a radiograph (CR, DX): bright is dense, the patient's left on the right."""
+"""Reading pictures: radiographs (CR, DX, MG), bright is dense and the patient's left on the right; and any other."""
+
+from typing import Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from pydicom.dataset import Dataset
 
-from mm.dicom.errors import KindError
+from mm.dicom.attributes import read_attributes
+from mm.dicom.colour import read_colour
+from mm.dicom.display import DISPLAY, display_of
+from mm.dicom.errors import KindError, PixelError
+from mm.dicom.guard import guarded
 from mm.dicom.instance import Instance
 from mm.dicom.pixels import read_pixels, rescaled, stored_range
 from mm.dicom.scan import Series
 from mm.dicom.volume import Image
 
-__all__ = ["Image", "read_image"]
+__all__ = ["Image", "read_image", "read_picture", "windowed"]
+
+VIEWS: Final = {
+    "399260004": "ML",
+    "399368009": "MLO",
+    "399352003": "LM",
+    "399099002": "LMO",
+    "399162004": "CC",
+    "399196006": "FB",
+    "399188001": "SIO",
+    "399192008": "XCCL",
+    "399101009": "XCCM",
+    "441555000": "ISO",
+    "R-10224": "ML",
+    "R-10226": "MLO",
+    "R-10228": "LM",
+    "R-10230": "LMO",
+    "R-10242": "CC",
+    "R-10244": "FB",
+    "R-102D0": "SIO",
+    "R-40AAA": "ISO",
+    "R-1024A": "XCCL",
+    "R-1024B": "XCCM",
+}
+"""ViewCodeSequence of mammograms by SNOMED CT and older code, as ViewPosition names them (PS3.16 CID 4014)."""
 
 
 def _upright(
@@ -62,14 +93,67 @@ def read_image(series: Series, index: int = 0) -> Image:
         raise KindError("not_an_image")
     if not 0 <= index < series.num_slices:
         raise ValueError(f"index must be in 0..{series.num_slices - 1}, got {index}")
-    instance = series.instances[index]
-    stored = read_pixels(instance)
+    return _image(series.instances[index], 0)
+
+
+def _view(instance: Instance, data: Dataset) -> str:
+    """ViewPosition, or what ViewCodeSequence says (the only one a mammogram must have, PS3.3 C.8.11.7)."""
+    with guarded():
+        codes = [str(item.get("CodeValue") or "") for item in data.get("ViewCodeSequence") or ()]
+    return instance.view or next((VIEWS[code] for code in codes if code in VIEWS), "")
+
+
+def _image(instance: Instance, index: int) -> Image:
+    stored = read_pixels(instance, index)
     pixels = np.empty(stored.shape, dtype=np.float32)
     rescaled(instance.frame, stored, pixels)
+    mirror = None
     if instance.photometric == "MONOCHROME1":
         ends = np.empty((1, 2), dtype=np.float32)
         rescaled(instance.frame, np.asarray([stored_range(instance)]), ends)
-        np.subtract(ends.sum(), pixels, out=pixels)
+        mirror = float(ends.sum())
+        np.subtract(np.float32(mirror), pixels, out=pixels)
+    data = read_attributes(instance, (*DISPLAY, "ViewCodeSequence"))
+    try:
+        display = display_of(data, instance.photometric, mirror)
+    except PixelError:
+        display = None
     pixels, spacing = _upright(pixels, _spacing(instance), instance.patient_orientation)
     oriented = _is_frontal(instance.patient_orientation)
-    return Image(pixels, spacing, instance.sop_instance_uid, instance.view, instance.laterality, oriented)
+    view = _view(instance, data)
+    return Image(pixels, spacing, instance.sop_instance_uid, view, instance.laterality, oriented, display)
+
+
+def windowed(image: Image, view: int = 0) -> Float[np.ndarray, "Y X"]:
+    """What a screen shows of a picture, 0 black to 1 white, by the Modality LUT and VOI LUT or window of its header.
+
+    Args:
+        image: As `read_image` or `read_picture` gave it.
+        view: Which of the windows of the header, and behind these of its VOI LUTs. Where it has none, the whole range.
+
+    Raises:
+        PixelError: `invalid_lut`: its Modality LUT is broken.
+        ValueError: `view` is out of range.
+    """
+    if image.display is None:
+        raise PixelError("invalid_lut")
+    return image.display.show(image.pixels, view)
+
+
+def read_picture(instance: Instance, index: int = 0) -> Image | UInt8[np.ndarray, "Y X 3"]:
+    """One frame of any picture: ultrasound, secondary capture, mammogram, angiogram or radiograph.
+
+    Args:
+        instance: The file, of whatever kind.
+        index: Which frame of it, from 0.
+
+    Returns:
+        An `Image` of greyscale, turned as `read_image` turns it, or RGB, as stored.
+
+    Raises:
+        DicomError: Its pixels can't be read.
+        ValueError: `index` is out of range.
+    """
+    if instance.photometric in ("MONOCHROME1", "MONOCHROME2"):
+        return _image(instance, index)
+    return read_colour(instance, index)

@@ -23,9 +23,10 @@ def _by_reason(scan: Scan) -> dict[Reason, list[Rejected]]:
 
 
 def _verdict(series: Series) -> str:
+    told = f" ({', '.join(series.told)})" if series.told else ""
     if series.refused is None:
-        return "a volume" if series.kind == "volume" else "images" if series.num_slices > 1 else "an image"
-    return f"refused: {series.refused}" + (f", {series.place}" if series.place else "")
+        return f"a volume{told}" if series.kind == "volume" else "images" if series.num_slices > 1 else "an image"
+    return f"refused: {series.refused}" + (f", {series.place}" if series.place else "") + told
 
 
 def scan_table(scan: Scan) -> str:
@@ -55,6 +56,7 @@ def scan_table(scan: Scan) -> str:
 def _series_json(series: Series) -> dict[str, Any]:
     return {
         "part": series.part,
+        "told_apart_by": list(series.told),
         "modality": series.modality,
         "kind": series.kind,
         "num_slices": series.num_slices,
@@ -67,6 +69,7 @@ def _series_json(series: Series) -> dict[str, Any]:
         "body_part": series.body_part,
         "kernel": series.kernel,
         "view": series.view,
+        "units": series.units,
         "refused": series.refused,
         "place": series.place,
     }

@@ -4,23 +4,25 @@ Headers only. Nothing here writes an element's value to a log or into an excepti
 a patient are left out of every `repr`.
 """
 
+import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from mm.dicom.errors import DicomError, FileError, GeometryError, KindError, Reason
-from mm.dicom.geometry import plane, stack
+from mm.dicom.errors import DicomError, FileError, KindError, Reason
+from mm.dicom.guard import guarded
 from mm.dicom.header import read_header
-from mm.dicom.instance import Instance, Kind
+from mm.dicom.instance import ENHANCED, Frame, Instance, Kind
+from mm.dicom.multiframe import check_concatenations, frames_of
 from mm.dicom.pixels import check_greyscale
-
-SPACING_DECIMALS = 4
-ORIENTATION_DECIMALS = 3
+from mm.dicom.siblings import Siblings
+from mm.dicom.split import Part, split
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,34 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Series:
-    """Instances of one SeriesInstanceUID that share kind, size and orientation.
+    """What belongs together of one SeriesInstanceUID: a volume, or objects of one kind and size.
 
-    A series that mixes these is split; `part` counts the pieces from 0. `instances` of a volume that isn't
-    refused are in the order of the slice normal.
+    A series that mixes these, or holds several volumes, is split (`mm.dicom.split`); `part` counts the pieces from 0.
 
     Attributes:
+        frames: Of a volume one a slice, in the order of the slice normal where it is regular; else one an instance.
         refused: Why `read_volume` or `read_image` will raise, or None where it can be tried.
         spacing_mm: (z, y, x) of a volume, (y, x) of an image, or None.
         affine: Of a volume that isn't refused.
+        told: What tells it from the other volumes of its series, e.g. ("echo 2", "time 3"): words of ours and
+            numbers, no text of the header.
     """
 
     series_instance_uid: str = field(repr=False)
     part: int
     modality: str
     kind: Kind
-    instances: tuple[Instance, ...] = field(repr=False)
+    frames: tuple[Frame, ...] = field(repr=False)
     refused: Reason | None
     place: str
     spacing_mm: tuple[float, ...] | None
     affine: Float[np.ndarray, "4 4"] | None = field(repr=False, compare=False)
+    told: tuple[str, ...] = ()
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """What the frames are in, each once, in the order of the first frame of each."""
+        return tuple({frame.instance.sop_instance_uid: frame.instance for frame in self.frames}.values())
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -65,48 +75,53 @@ class Series:
 
     @property
     def num_slices(self) -> int:
-        """Number of instances."""
-        return len(self.instances)
+        """Number of slices of a volume, of instances of anything else."""
+        return len(self.frames)
 
     @property
     def rows(self) -> int:
         """Pixels along a column."""
-        return self.instances[0].rows
+        return self.frames[0].instance.rows
 
     @property
     def columns(self) -> int:
         """Pixels along a row."""
-        return self.instances[0].columns
+        return self.frames[0].instance.columns
 
     @property
     def manufacturer(self) -> str:
         """Of the equipment."""
-        return self.instances[0].manufacturer
+        return self.frames[0].instance.manufacturer
 
     @property
     def model(self) -> str:
         """ManufacturerModelName."""
-        return self.instances[0].model
+        return self.frames[0].instance.model
 
     @property
     def body_part(self) -> str:
         """BodyPartExamined."""
-        return self.instances[0].body_part
+        return self.frames[0].instance.body_part
 
     @property
     def kernel(self) -> str:
         """ConvolutionKernel of a CT."""
-        return self.instances[0].kernel
+        return self.frames[0].instance.kernel
 
     @property
     def slice_thickness_mm(self) -> float | None:
         """SliceThickness, which isn't the distance between slices."""
-        return self.instances[0].slice_thickness
+        return self.frames[0].instance.slice_thickness
+
+    @property
+    def units(self) -> str:
+        """Units of a PET: "BQML", "CNTS", "GML" (an SUV by body weight) and the like, or ""."""
+        return self.frames[0].instance.units
 
     @property
     def view(self) -> str:
         """ViewPosition of a radiograph."""
-        return self.instances[0].view
+        return self.frames[0].instance.view
 
 
 @dataclass(frozen=True)
@@ -134,10 +149,28 @@ def _files(folder: Path) -> Iterator[Path]:
     """Every file below a folder, sorted; links to folders aren't followed, so nothing is met in a circle."""
     for root, folders, names in os.walk(folder):
         folders.sort()
-        yield from (Path(root) / name for name in sorted(names))
+        yield from (Path(f"{root}/{name}") for name in sorted(names))
 
 
-def _refusal(kind: Kind, instances: list[Instance]) -> None:
+def _sources(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[Path]]:
+    """The folder that holds everything, and every file once.
+
+    Raises:
+        ValueError: Something isn't there.
+    """
+    if isinstance(source, (str, Path)):
+        if not Path(source).is_dir():
+            raise ValueError(f"folder must be an existing folder, got {str(source)!r}")
+        return Path(source), list(_files(Path(source)))
+    paths = [Path(item).absolute() for item in source]
+    missing = next((path for path in paths if not path.exists()), None)
+    if missing is not None or not paths:
+        raise ValueError(f"every file and folder must exist, and there must be one; got {str(missing)!r}")
+    every = {file for path in paths for file in (_files(path) if path.is_dir() else (path,))}
+    return Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths])), sorted(every)
+
+
+def _check_kind(kind: Kind, instances: tuple[Instance, ...]) -> None:
     """Raises what can be known without decoding."""
     if kind in ("localizer", "multiframe"):
         raise KindError("localizer" if kind == "localizer" else "multiframe")
@@ -149,21 +182,19 @@ def _refusal(kind: Kind, instances: list[Instance]) -> None:
             raise KindError("mosaic")
 
 
-def _series(uid: str, part: int, instances: list[Instance]) -> Series:
-    first = instances[0]
-    reason: Reason | None = None
-    place = ""
+def _series(uid: str, number: int, part: Part) -> Series:
+    first = part.frames[0].instance
     spacing: tuple[float, ...] | None = first.spacing if first.kind == "image" else None
-    affine = None
+    series = Series(uid, number, first.modality, first.kind, part.frames, None, "", spacing, None, part.told)
     try:
-        _refusal(first.kind, instances)
-        if first.kind == "volume":
-            found = stack(instances)
-            instances = [instances[index] for index in found.order]
-            spacing, affine = found.spacing_mm, found.affine
+        _check_kind(first.kind, series.instances)
+        if part.error is not None:
+            raise part.error
+        if part.stack is not None:
+            return replace(series, spacing_mm=part.stack.spacing_mm, affine=part.stack.affine)
     except DicomError as error:
-        reason, place = error.reason, error.place
-    return Series(uid, part, first.modality, first.kind, tuple(instances), reason, place, spacing, affine)
+        return replace(series, refused=error.reason, place=error.place)
+    return series
 
 
 def _lacking(series: Series) -> Series:
@@ -173,54 +204,100 @@ def _lacking(series: Series) -> Series:
     return replace(series, refused="broken_slice", place="", affine=None)
 
 
-def _likeness(item: Instance) -> tuple[object, ...]:
-    """Instances that differ in this are different stacks, whatever their SeriesInstanceUID says."""
-    try:
-        along_row, along_column = plane(item)
-        directions = tuple(np.concatenate([along_row, along_column]).round(ORIENTATION_DECIMALS).tolist())
-    except GeometryError:
-        directions = ()
-    spacing = tuple(round(value, SPACING_DECIMALS) for value in item.spacing or ())
-    return item.kind, item.modality, item.rows, item.columns, spacing, tuple(value + 0.0 for value in directions)
-
-
 def _split(uid: str, instances: list[Instance]) -> list[Series]:
-    groups: dict[tuple[object, ...], list[Instance]] = defaultdict(list)
+    """The pieces of one SeriesInstanceUID."""
+    frames: list[Frame] = []
+    broken: list[Part] = []
+    lack: DicomError | None = None
+    try:
+        check_concatenations(instances)
+    except DicomError as error:
+        lack = error
     for item in sorted(instances, key=lambda item: item.sop_instance_uid):
-        groups[_likeness(item)].append(item)
-    largest_first = sorted(groups.values(), key=lambda group: (-len(group), group[0].sop_instance_uid))
-    return [_series(uid, part, group) for part, group in enumerate(largest_first)]
+        if item.kind != "volume" or item.sop_class_uid not in ENHANCED:
+            frames.append(item.frame)
+            continue
+        try:
+            with guarded():
+                frames += frames_of(item)
+        except DicomError as error:
+            broken.append(Part((item.frame,), (), None, error))
+    parts = [*(split(frames) if frames else []), *broken]
+    if lack is not None:
+        parts = [replace(part, error=part.error or lack) for part in parts]
+    series = [_series(uid, number, part) for number, part in enumerate(parts)]
+    return [_lacking(item) for item in series] if broken else series
 
 
-def scan(folder: str | Path) -> Scan:
-    """Reads the headers of every file below a folder and groups them.
+def _content(item: Instance) -> tuple[Instance, bytes | None]:
+    """What makes two files of one SOPInstanceUID the same: the kept elements, and every byte from the pixels on.
 
-    The result depends on the files' content, not on their names or order, but for two files that claim one
-    SOPInstanceUID: the first by path is kept.
+    Where the pixels can't be told from the rest (deflated) all bytes count; None where they can't be read.
+    """
+    start = 0 if item.transfer_syntax_uid == DeflatedExplicitVRLittleEndian else item.pixel_offset
+    try:
+        with item.path.open("rb") as file:
+            file.seek(start)
+            digest = hashlib.file_digest(file, "blake2b").digest()
+    except OSError:
+        return item, None
+    return replace(item, path=Path(), pixel_offset=0), digest
+
+
+def _once(instances: Iterable[Instance]) -> tuple[list[Instance], list[Rejected]]:
+    """One instance for every SOPInstanceUID; files that tell different things under one are all rejected."""
+    by_uid: dict[str, list[Instance]] = defaultdict(list)
+    for item in instances:
+        by_uid[item.sop_instance_uid].append(item)
+    kept: list[Instance] = []
+    rejected: list[Rejected] = []
+    for first, *others in by_uid.values():
+        content = _content(first) if others else None
+        if all(_content(item) == content and content[1] is not None for item in others if content):
+            kept.append(first)
+            rejected += [Rejected(item.path, "duplicate_instance") for item in others]
+            continue
+        rejected += [
+            Rejected(item.path, "conflicting_instance", "", item.study_instance_uid, item.series_instance_uid)
+            for item in (first, *others)
+        ]
+    return kept, rejected
+
+
+def scan(source: str | Path | Sequence[str | Path], progress: Callable[[int, int], None] | None = None) -> Scan:
+    """Reads the headers of every file and groups them.
+
+    The result depends on the files' content, not on their names or order. Of identical files (the same kept elements
+    and pixels under one SOPInstanceUID) the first by path is kept; different ones are all rejected, and their series
+    may lack a slice.
+
+    Args:
+        source: A folder, or files and folders.
+        progress: Called after every file with how many are read and how many there are.
 
     Raises:
-        ValueError: The folder doesn't exist or isn't one.
+        ValueError: The folder, or one of the files, doesn't exist.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"folder must be an existing folder, got {str(folder)!r}")
+    root, paths = _sources(source)
     rejected: list[Rejected] = []
     studies: dict[str, list[Instance]] = defaultdict(list)
     patients: dict[str, set[str]] = defaultdict(set)
-    seen: set[str] = set()
-    for path in _files(root):
+    found: list[Instance] = []
+    siblings = Siblings()
+    for number, path in enumerate(paths, 1):
         try:
             if path.name.upper() == "DICOMDIR":
                 raise FileError("dicomdir")
-            instance = read_header(path)
-            patients[instance.study_instance_uid].add(instance.patient_id)
-            if instance.sop_instance_uid in seen:
-                raise FileError("duplicate_instance")
-        except DicomError as error:
-            uids = (error.belongs_to if isinstance(error, FileError) else None) or ("", "")
-            rejected.append(Rejected(path, error.reason, error.place, *uids))
-            continue
-        seen.add(instance.sop_instance_uid)
+            found.append(read_header(path, siblings))
+        except FileError as error:
+            rejected.append(Rejected(path, error.reason, error.place, *(error.belongs_to or ("", ""))))
+        if progress is not None:
+            progress(number, len(paths))
+    for instance in found:
+        patients[instance.study_instance_uid].add(instance.patient_id)
+    unique, twice = _once(found)
+    rejected += twice
+    for instance in unique:
         studies[instance.study_instance_uid].append(instance)
     broken = {(item.study_instance_uid, item.series_instance_uid) for item in rejected}
     kept: list[Study] = []

@@ -99,7 +99,7 @@ class LoadedVolume:
     Attributes:
         volume: On the sealed grid; its affine leads back to the patient.
         days: Before the current study.
-        stack: The slices as stored, for key images; None for priors.
+        stack: The slices as stored, for key images, under pseudonymous UIDs; None for priors.
     """
 
     volume: Volume
@@ -109,7 +109,7 @@ class LoadedVolume:
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """A radiograph as stored and on the model's grid."""
+    """A radiograph as stored, under a pseudonymous UID, and on the model's grid."""
 
     image: Image
     fitted: Float[np.ndarray, "S S"]

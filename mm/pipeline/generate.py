@@ -83,8 +83,12 @@ class GenerateReport(Stage):
         ]
 
     def _report(self, case: Case, generated: list[GeneratedReport]) -> Report:
-        detected = [_rounded(_told_side(item, case)) for item in generated[0].findings]
-        findings = tuple(locate(item, case) for item in detected)
+        unlearnt = self._unlearnt
+        detected = [
+            _rounded(replace(item, change="unknown") if item.code in unlearnt else _told_side(item, case))
+            for item in generated[0].findings
+        ]
+        findings = tuple(locate(item, case, learnt=item.code not in unlearnt) for item in detected)
         days = min((float(item.days) for item in case.inputs.volumes[1:]), default=None)
         sentences = tuple(
             ReportedSentence(
@@ -118,6 +122,15 @@ class GenerateReport(Stage):
             evidence=evidence,
         )
 
+    @property
+    def _unlearnt(self) -> frozenset[str]:
+        """Codes that the checkpoint can't tell: their sealed threshold is infinite, so they are never called."""
+        head = self.loaded.model.findings
+        if head is None:
+            return frozenset()
+        never = head.threshold.isinf().tolist()
+        return frozenset(item.code for item, unlearnt in zip(ontology.FINDINGS, never, strict=True) if unlearnt)
+
     def _identity(self, case: Case) -> ModelIdentity:
         card = self.loaded.card
         demonstration = card.kind == "demonstration"
@@ -145,8 +158,11 @@ def to_sample(case: Case) -> Sample:
     )
 
 
-def locate(detected: DetectedFinding, case: Case) -> ReportedFinding:
-    """A finding with its place in the patient and on the stored slice or radiograph."""
+def locate(detected: DetectedFinding, case: Case, *, learnt: bool = True) -> ReportedFinding:
+    """A finding with its place in the patient and on the stored slice or radiograph.
+
+    Without sources, as what no input shows, where the model hasn't learnt it.
+    """
     measure = ontology.finding(detected.code).measure
     size = detected.size if measure is not None else None
     center, index, uid, pixel = None, None, None, None
@@ -156,13 +172,13 @@ def locate(detected: DetectedFinding, case: Case) -> ReportedFinding:
         center = (round(x, 1), round(y, 1), round(z, 1))
         index = current.stack.slice_of(center)
         uids = current.stack.sop_instance_uids
-        uid = case.source.pseudonyms.instance(uids[index]) if uids else None
+        uid = uids[index] if uids else None
     if detected.pixel is not None and case.inputs.image is not None:
         stored = case.inputs.image.image
         height, width = stored.pixels.shape
         row, column = unfit_point(detected.pixel, (height, width), case.inputs.image.fitted.shape[0])
         pixel = (round(row, 1), round(column, 1))
-        uid = uid or case.source.pseudonyms.instance(stored.sop_instance_uid)
+        uid = uid or stored.sop_instance_uid
     given = set(to_sample(case).inputs())
     return ReportedFinding(
         code=detected.code,
@@ -177,7 +193,7 @@ def locate(detected: DetectedFinding, case: Case) -> ReportedFinding:
         slice_index=index,
         sop_instance_uid=uid,
         image_pixel=pixel,
-        sources=tuple(name for name in ontology.finding(detected.code).sources if name in given),
+        sources=tuple(name for name in ontology.finding(detected.code).sources if name in given and learnt),
     )
 
 

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 
+from mm.dicom.errors import Reason
 from mm.dicom.scan import Scan, Study
 from mm.files import file_digest
 from mm.pipeline.case import ContextRow, PriorSource, Source
@@ -105,9 +106,21 @@ def _files(study: Study) -> tuple[Path, ...]:
     return tuple(path for series in study.series for path in series.files)
 
 
-def refused_studies(found: Scan) -> tuple[str, ...]:
-    """StudyInstanceUIDs under which two patients lie; `scan` refuses all of their files."""
-    return tuple(sorted({item.study_instance_uid for item in found.rejected if item.reason == "two_patients"}))
+def refused_studies(found: Scan) -> dict[str, Reason]:
+    """Studies none of whose files can be read, by StudyInstanceUID, and why: what most of them are refused for.
+
+    So are those under which two patients lie. Files that don't tell their study belong to none.
+    """
+    reasons: dict[str, Counter[Reason]] = defaultdict(Counter)
+    for item in found.rejected:
+        if item.study_instance_uid:
+            reasons[item.study_instance_uid][item.reason] += 1
+    read = {study.study_instance_uid for study in found.studies}
+    return {
+        uid: min(told, key=lambda reason: (-told[reason], reason))
+        for uid, told in sorted(reasons.items())
+        if uid not in read
+    }
 
 
 class Digests:

@@ -1,12 +1,13 @@
 """Stages that load: selection rules are theirs, spacing, size and sound rate are the checkpoint's."""
 
 import json
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import soundfile
@@ -16,9 +17,10 @@ from jaxtyping import Float
 
 from mm import ontology
 from mm.data.record import parse_record
-from mm.dicom.errors import DicomError
+from mm.dicom.errors import DicomError, QualityError
 from mm.dicom.image import read_image
 from mm.dicom.instance import Instance
+from mm.dicom.quality import CHEST, Quality, image_quality, names_chest, volume_quality
 from mm.dicom.resample import fit_image, resample
 from mm.dicom.scan import Series, Study
 from mm.dicom.volume import Volume, read_volume
@@ -27,13 +29,10 @@ from mm.pipeline.stage import Stage
 from mm.report.evidence import Stack
 from mm.report.schema import SeriesUsed
 
-CHEST: Final = ("CHEST", "THORAX", "LUNG")
-REGIONS: Final = (
-    *CHEST, "CHST", "THORAC", "HEART", "CARDI", "CORONARY", "AORTA", "MEDIAST", "BRONCH", "RIB", "STERNUM",
-    "WHOLE", "BODY", "TRUNK", "TORSO", "BRUST", "胸", "肺", "全身",
-)  # fmt: skip
-"""Parts of BodyPartExamined (PS3.16 annex L, and what is written beside it) that hold a chest."""
-UNNAMED: Final = ("", "UNKNOWN", "OTHER", "NONE", "UNDEFINED", "NA", "N/A")
+logger = logging.getLogger(__name__)
+
+Policy = Literal["warn", "fail"]
+"""What becomes of a series that `mm.dicom.quality` flags: a warning, or the same as of one that can't be read."""
 FRONTAL: Final = {"PA": 0, "AP": 0}
 """ViewPosition by preference; any other comes behind."""
 LATERAL: Final = ("LL", "RL", "LATERAL", "LAT")
@@ -46,8 +45,15 @@ class LoadStage(Stage):
     """A stage that treats each case alone."""
 
     def process(self, cases: Sequence[Case]) -> list[Case]:
-        """Loads into each case."""
-        return [replace(case, inputs=self.load(case.source, case.sealed, case.inputs)) for case in cases]
+        """Loads into each case, and warns of what the quality guard flags."""
+        loaded = []
+        for case in cases:
+            inputs = self.load(case.source, case.sealed, case.inputs)
+            for item in inputs.series[len(case.inputs.series) :]:
+                if item.quality.faults:
+                    logger.warning("study %s, %s: quality: %s", case.study, item.role, ", ".join(item.quality.faults))
+            loaded.append(replace(case, inputs=inputs))
+        return loaded
 
     @abstractmethod
     def load(self, source: Source, sealed: Sealed, inputs: Inputs) -> Inputs:
@@ -60,13 +66,15 @@ class LoadVolume(LoadStage):
     Args:
         modality: DICOM modality of the series, for example CT.
         min_slices: Series with fewer slices (localisers, thick reformats) are passed over.
+        quality: What becomes of a volume that the quality guard flags.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"volume"})
 
-    def __init__(self, *, modality: str = "CT", min_slices: int = 16) -> None:
+    def __init__(self, *, modality: str = "CT", min_slices: int = 16, quality: Policy = "warn") -> None:
         if min_slices < 1:
             raise ValueError(f"min_slices must be 1 or more, got {min_slices}")
+        self.quality = quality
         self.modality = modality
         self.min_slices = min_slices
 
@@ -85,11 +93,13 @@ class LoadVolume(LoadStage):
             return inputs.tell("volume", count=0)
         try:
             volume = read_volume(series)
+            quality = _passed(volume_quality(series, volume), self.quality)
         except DicomError as error:
             return inputs.lack("volume", error)
-        loaded = LoadedVolume(resample(volume, sealed.grid), 0, Stack.of(volume))
+        shown = replace(volume, sop_instance_uids=tuple(map(source.pseudonyms.instance, volume.sop_instance_uids)))
+        loaded = LoadedVolume(resample(shown, sealed.grid), 0, Stack.of(shown))
         return replace(
-            inputs, volumes=(loaded,), series=(*inputs.series, _facts(series, volume, role="volume", days=0))
+            inputs, volumes=(loaded,), series=(*inputs.series, _facts(series, volume, quality, role="volume", days=0))
         ).tell("volume", count=1, reason=_passed_over(source.study, series))
 
 
@@ -102,14 +112,18 @@ class LoadPriors(LoadStage):
         max_priors: The most recent so many.
         modality: As in LoadVolume.
         min_slices: As in LoadVolume.
+        quality: As in LoadVolume.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"volume"})
     provides: ClassVar[frozenset[str]] = frozenset({"priors"})
 
-    def __init__(self, *, max_priors: int = 3, modality: str = "CT", min_slices: int = 16) -> None:
+    def __init__(
+        self, *, max_priors: int = 3, modality: str = "CT", min_slices: int = 16, quality: Policy = "warn"
+    ) -> None:
         if max_priors < 1:
             raise ValueError(f"max_priors must be 1 or more, got {max_priors}")
+        self.quality = quality
         self.max_priors = max_priors
         self.modality = modality
         self.min_slices = min_slices
@@ -127,11 +141,12 @@ class LoadPriors(LoadStage):
                 break
             try:
                 volume = read_volume(chosen)
+                quality = _passed(volume_quality(chosen, volume), self.quality)
             except DicomError as error:
                 reason = error.reason
                 continue
             volumes.append(LoadedVolume(resample(volume, sealed.grid), prior.days, None))
-            series.append(_facts(chosen, volume, role="prior", days=prior.days))
+            series.append(_facts(chosen, volume, quality, role="prior", days=prior.days))
         told = replace(inputs, volumes=tuple(volumes), series=tuple(series))
         count = len(volumes) - 1
         return told.tell("priors", count=count, reason=reason or (None if count else "no_earlier_study"))
@@ -142,13 +157,15 @@ class LoadImage(LoadStage):
 
     Args:
         modalities: DICOM modalities, in order of preference.
+        quality: As in LoadVolume.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"image"})
 
-    def __init__(self, *, modalities: tuple[str, ...] = ("DX", "CR")) -> None:
+    def __init__(self, *, modalities: tuple[str, ...] = ("DX", "CR"), quality: Policy = "warn") -> None:
         if not modalities:
             raise ValueError("modalities must name at least one, for example DX")
+        self.quality = quality
         self.modalities = modalities
 
     def accepts(self, study: Study) -> bool:
@@ -167,10 +184,12 @@ class LoadImage(LoadStage):
         series, index = chosen
         try:
             image = read_image(series, index)
+            quality = _passed(image_quality(series, index), self.quality)
         except DicomError as error:
             return inputs.lack("image", error)
+        image = replace(image, sop_instance_uid=source.pseudonyms.instance(image.sop_instance_uid))
         spacing = None if image.spacing_mm is None else tuple(round(step, 4) for step in image.spacing_mm)
-        facts = SeriesUsed("image", series.modality, 1, spacing, series.manufacturer, "arbitrary")
+        facts = SeriesUsed("image", series.modality, 1, spacing, series.manufacturer, "arbitrary", quality=quality)
         loaded = LoadedImage(image, fit_image(image, sealed.image_size))
         return replace(inputs, image=loaded, series=(*inputs.series, facts)).tell("image", count=1)
 
@@ -261,8 +280,18 @@ def _passed_over(study: Study, used: Series) -> str | None:
 
 def of_chest(series: Series) -> bool:
     """False where BodyPartExamined names another region; where it names none anything may be seen."""
-    part = series.body_part.upper()
-    return part in UNNAMED or any(region in part for region in REGIONS)
+    return names_chest(series.body_part)
+
+
+def _passed(quality: Quality, policy: Policy) -> Quality:
+    """The record, where the policy lets it pass.
+
+    Raises:
+        QualityError: `low_quality`, with the codes.
+    """
+    if policy == "fail" and quality.faults:
+        raise QualityError("low_quality", ", ".join(quality.faults))
+    return quality
 
 
 def is_lateral(instance: Instance) -> bool:
@@ -354,7 +383,7 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _facts(series: Series, volume: Volume, *, role: str, days: int) -> SeriesUsed:
+def _facts(series: Series, volume: Volume, quality: Quality, *, role: str, days: int) -> SeriesUsed:
     return SeriesUsed(
         role="prior" if role == "prior" else "volume",
         modality=series.modality,
@@ -363,4 +392,5 @@ def _facts(series: Series, volume: Volume, *, role: str, days: int) -> SeriesUse
         manufacturer=series.manufacturer,
         units=volume.units,
         days_before=days,
+        quality=quality,
     )

@@ -74,12 +74,12 @@ def run_report(
         built.generate.languages = (language, *others)
     if not directory.is_dir():
         raise ValueError(f"{directory} is no folder; give the folder that holds the DICOM files")
-    _ = built.generate.sealed  # opens the checkpoint: a wrong one is told before anything is read
     found = scan(directory)
     eligible = {study.study_instance_uid for study in found.studies if built.pipeline.accepts(study)}
     refused = refused_studies(found)
     if not eligible and not refused:
         raise ValueError(_nothing(directory, found, built))
+    _ = built.generate.sealed  # opens the checkpoint: a wrong one is told before anything is written
     rows = {} if context is None else read_context(context, found)
     _warn_of_rejected(found)
     _warn_of_unused(rows, built)
@@ -95,8 +95,8 @@ def run_report(
                 elsewhere = bool(pictures) and not any(of_chest(series) for series in pictures)
                 reason = "other_body_part" if elsewhere else "no_eligible_series"
                 run.close(Line(pseudonyms.study(uid), "skipped", reason))
-        for uid in refused:
-            run.fail(pseudonyms, uid, Failure("two_patients", ""))
+        for uid, why in refused.items():
+            run.fail(pseudonyms, uid, Failure(why, ""))
         todo = [source for uid, source in sources.items() if uid in eligible]
         size = built.generate.batch_size
         for start in range(0, len(todo), size):
@@ -241,11 +241,12 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _warn_of_rejected(found: Scan) -> None:
-    """Broken DICOM files are told in one line; other files beside them are nobody's concern."""
-    told = Counter(
-        item.reason for item in found.rejected if item.reason not in {"not_dicom", "dicomdir", "two_patients"}
-    )
-    if told:
+    """All files that aren't read are told in one line, where one of them is broken DICOM.
+
+    Records and sounds alone are nobody's concern; two patients are told with their study.
+    """
+    told = Counter(item.reason for item in found.rejected if item.reason != "two_patients")
+    if told.keys() - {"not_dicom", "dicomdir"}:
         counts = ", ".join(f"{reason} {count}" for reason, count in sorted(told.items()))
         logger.warning("not read: %s (%s); `mm scan` lists them", _count(told.total(), "file", "files"), counts)
 

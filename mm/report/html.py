@@ -9,7 +9,19 @@ from typing import Final, Literal, TypeAlias
 from mm.batch import Language
 from mm.report import figure
 from mm.report.schema import NOTICE, KeyImage, Report, ReportedFinding, ReportedSentence
-from mm.report.words import CHANGES, INPUT_NAMES, LABELS, SIDES, WINDOWS, input_detail, label, name, pick, size
+from mm.report.words import (
+    CHANGES,
+    INPUT_NAMES,
+    LABELS,
+    SIDES,
+    WINDOWS,
+    input_detail,
+    label,
+    name,
+    pick,
+    quality_told,
+    size,
+)
 
 Said: TypeAlias = Callable[[Language], str]
 LANGUAGE_NAMES: Final[dict[Language, str]] = {"en": "English", "zh": "中文"}
@@ -139,7 +151,14 @@ class _Page:
             )
             detail = self.say(partial(input_detail, row, self.report))
             rows.append(f"<div{style}>{sign}<dt>{self.pair(INPUT_NAMES[row.name])}</dt><dd>{detail}</dd></div>")
-        return f"<section><h2>{self.label('inputs')}</h2><dl>{''.join(rows)}</dl></section>"
+        return f"<section><h2>{self.label('inputs')}</h2><dl>{''.join(rows)}</dl>{self._quality()}</section>"
+
+    def _quality(self) -> str:
+        """One line, where something is flagged."""
+        if not quality_told(self.report, self.languages[0]):
+            return ""
+        told = self.say(partial(quality_told, self.report))
+        return f'<p class="small"><strong>{self.label("quality")}</strong> {told}</p>'
 
     def findings(self) -> str:
         """The table of what is there, and below it what is not."""

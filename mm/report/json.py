@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from mm.dicom.quality import Flag, Quality
 from mm.report.schema import (
     NOTICE,
     SCHEMA,
@@ -46,7 +47,7 @@ def from_json(text: str) -> Report:
     return Report(
         study=content["study"],
         model=ModelIdentity(**content["model"]),
-        series=tuple(SeriesUsed(**_tuples(item)) for item in content["series"]),
+        series=tuple(_series(item) for item in content["series"]),
         inputs=tuple(InputUsed(**_tuples(item)) for item in content["inputs"]),
         findings=tuple(_finding(item) for item in content["findings"]),
         sentences=tuple(ReportedSentence(**item) for item in content["sentences"]),
@@ -61,6 +62,12 @@ def read_report(folder: Path) -> Report:
         OSError: There is no report.json.
     """
     return from_json((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def _series(item: Json) -> SeriesUsed:
+    kept = item.get("quality", {})  # reports from before the quality guard have none
+    flags = tuple(Flag(**flag) for flag in kept.get("flags", ()))
+    return SeriesUsed(**{**_tuples(item), "quality": Quality(**{**kept, "flags": flags})})
 
 
 def _finding(item: Json) -> ReportedFinding:

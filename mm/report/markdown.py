@@ -1,7 +1,7 @@
 """report.md: the text and the findings for a terminal, a note or a pull request."""
 
 from mm.report.schema import NOTICE, Report
-from mm.report.words import CHANGES, INPUT_NAMES, SIDES, input_detail, label, name, pick, size
+from mm.report.words import CHANGES, INPUT_NAMES, SIDES, input_detail, label, name, pick, quality_told, size
 
 
 def to_markdown(report: Report) -> str:
@@ -45,12 +45,16 @@ def to_markdown(report: Report) -> str:
         ("unassessed", [i for i in absent if not i.sources]),
     ):
         if items:
-            told_absent = ", ".join(f"{name(item.code, first)} ({item.probability:.2f})" for item in items)
+            told_absent = ", ".join(
+                name(item.code, first) + (f" ({item.probability:.2f})" if item.sources else "") for item in items
+            )
             lines += ["", f"{label(key, first)}: {told_absent}"]
     lines += ["", f"## {label('inputs', first)}", ""]
     lines += [
         f"- {pick(INPUT_NAMES[row.name], first)}: {_plain(input_detail(row, report, first))}" for row in report.inputs
     ]
+    if told_quality := quality_told(report, first):
+        lines += ["", f"{label('quality', first)}: {_plain(told_quality)}"]
     for language in report.languages[1:]:
         lines += ["", f"## {label('report', language)}", "", _plain(report.text(language))]
     identity = f"{_plain(report.model.name)} ({label(report.model.kind, first)}), SHA-256 {report.model.sha256[:16]}"

@@ -3,13 +3,14 @@
 Everything here is pseudonymous. `Report.evidence` holds pixels for people and stays out of report.json.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
 from mm.batch import Language, SlotKind
+from mm.dicom.quality import Quality
 
 SCHEMA: Final = "mm-report/1"
 
@@ -38,6 +39,7 @@ class SeriesUsed:
         manufacturer: As the header says.
         units: "HU" or "arbitrary".
         days_before: How long before the current study, 0 for the current one.
+        quality: What the quality guard says of it.
     """
 
     role: Role
@@ -47,6 +49,7 @@ class SeriesUsed:
     manufacturer: str
     units: str
     days_before: int = 0
+    quality: Quality = field(default_factory=Quality)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ class ReportedFinding:
         slice_index: Of the key slice in the stored volume, from 0 in the order of the slice normal, or None.
         sop_instance_uid: Pseudonym of the instance that shows it (key slice, else radiograph), or None.
         image_pixel: (row, column) on the stored radiograph, or None.
-        sources: Inputs of this study that can show it; without any it wasn't assessed.
+        sources: Inputs of this study that can show it; empty where it wasn't assessed, for none does or the model
+            hasn't learnt it.
     """
 
     code: str

@@ -4,7 +4,8 @@ from typing import Final
 
 from mm import ontology
 from mm.batch import Language
-from mm.report.schema import InputName, InputUsed, Report, ReportedFinding
+from mm.dicom.quality import Flag, QualityCode
+from mm.report.schema import InputName, InputUsed, Report, ReportedFinding, Role
 
 LABELS: Final[dict[str, tuple[str, str]]] = {
     "title": ("Chest report", "胸部检查报告"),
@@ -23,7 +24,8 @@ LABELS: Final[dict[str, tuple[str, str]]] = {
     "evidence": ("Evidence", "依据"),
     "sentence": ("Text", "语句"),
     "absent": ("Looked for, not present", "已检查，未见"),
-    "unassessed": ("Not assessed, no input shows it", "缺少相应资料，未评估"),
+    "unassessed": ("Not assessed", "未评估"),
+    "quality": ("Quality", "图像质量"),
     "none": ("No finding reached its threshold.", "未见达到阈值的异常。"),
     "slice": ("slice", "层"),
     "radiograph": ("radiograph", "X线片"),
@@ -68,7 +70,20 @@ REASONS: Final[dict[str, tuple[str, str]]] = {
     "audio_empty": ("a sound is empty", "有听诊音为空"),
     "audio_rate": ("a sound has a rate that isn't read", "有听诊音采样率不支持"),
     "audio_not_finite": ("a sound holds no numbers", "有听诊音数据无效"),
+    "low_quality": ("left out by the quality guard", "未通过质量检查，未使用"),
     "broken_slice": ("a series with a broken file was left out", "有文件损坏的序列未使用"),
+}
+QUALITY: Final[dict[QualityCode, tuple[str, str]]] = {
+    "rescaled_twice": ("rescale seems applied twice, soft tissue at {} HU", "疑似重复进行灰度重标定，软组织为{} HU"),
+    "not_rescaled": ("rescale seems not applied, soft tissue at {} HU", "疑似未进行灰度重标定，软组织为{} HU"),
+    "truncated_view": ("field of view cut off, the body touches {} of its border", "视野截断，身体触及{}的边缘"),
+    "few_slices": ("only {} slices", "仅{}层"),
+    "short_coverage": ("only {} mm covered", "仅覆盖{} mm"),
+    "body_part": ("the header names another body part", "文件头标注为其他部位"),
+    "burnt_in": ("text burnt into the pixels", "像素中含有文字标注"),
+    "lossy": ("lossy compression", "有损压缩"),
+    "private_transfer_syntax": ("private transfer syntax", "私有传输语法"),
+    "contrast": ("contrast agent", "使用对比剂"),
 }
 SIDES: Final[dict[str, tuple[str, str]]] = {"left": ("left", "左侧"), "right": ("right", "右侧"), "none": ("–", "–")}
 CHANGES: Final[dict[str, tuple[str, str]]] = {
@@ -79,6 +94,7 @@ CHANGES: Final[dict[str, tuple[str, str]]] = {
     "smaller": ("smaller", "缩小"),
     "resolved": ("resolved", "已消失"),
 }
+ROLES: Final[dict[Role, InputName]] = {"volume": "volume", "prior": "priors", "image": "image"}
 SITES: Final[dict[str, tuple[str, str]]] = {
     "left_upper": ("left upper", "左上"),
     "right_upper": ("right upper", "右上"),
@@ -161,6 +177,23 @@ def input_detail(row: InputUsed, report: Report, language: Language) -> str:
 
 def _reason(reason: str, language: Language) -> str:
     return pick(REASONS.get(reason, (reason, reason)), language)
+
+
+def quality_told(report: Report, language: Language) -> str:
+    """What the quality guard flags, series by series, or "" where it flags nothing."""
+    told = []
+    for item in report.series:
+        if item.quality.flags:
+            words = ("、" if language == "zh" else ", ").join(_flag(flag, language) for flag in item.quality.flags)
+            told.append(f"{pick(INPUT_NAMES[ROLES[item.role]], language)}{'：' if language == 'zh' else ': '}{words}")
+    return ("；" if language == "zh" else "; ").join(told)
+
+
+def _flag(flag: Flag, language: Language) -> str:
+    number = "" if flag.measured is None else f"{flag.measured:.0f}"
+    if flag.code == "truncated_view" and flag.measured is not None:
+        number = f"{flag.measured:.0%}"
+    return pick(QUALITY[flag.code], language).format(number)
 
 
 def series_facts(report: Report, index: int, language: Language) -> str:

@@ -1,6 +1,7 @@
 import json
 import logging
 import stat
+import struct
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydicom.datadict import DicomDictionary, dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     UID,
@@ -21,12 +23,16 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
 )
+from raw import BASELINE, FRAMES, J2K, JPEG_LS, LOSSLESS, RLE, element, items, jpeg, of_syntax
 
+import mm.dicom.deidentify
 from mm.cli import main
+from mm.dicom.comments import without_comments
 from mm.dicom.confidentiality import TABLE
 from mm.dicom.deidentify import deidentify
+from mm.dicom.errors import FileError, PixelError
+from mm.dicom.pixels import read_pixels
 from mm.dicom.retained import CHARACTERISTICS, DATES
 from mm.dicom.scan import scan
 from mm.dicom.volume import read_volume
@@ -260,8 +266,8 @@ def test_pixels_pass_through_every_encoding(tmp_path, syntax):
 
 
 def test_compressed_frames_pass_through_and_must_be_frames(tmp_path):
-    for name, value in (("a", encapsulate([b"\xff\x4f\xff\x51" * 9])), ("b", b"\xfe\xff\x00\xe0\x04\0\0\0nope-text!")):
-        data = dataset(PIXELS, TransferSyntaxUID=JPEG2000Lossless, SOPInstanceUID=f"1.2.3.{ord(name)}")
+    for name, value in (("a", encapsulate([FRAMES[JPEG_LS]])), ("b", b"\xfe\xff\x00\xe0\x04\0\0\0nope-text!")):
+        data = dataset(PIXELS, TransferSyntaxUID=JPEG_LS, SOPInstanceUID=f"1.2.3.{ord(name)}")
         data.PixelData = value
         data["PixelData"].is_undefined_length = True
         (tmp_path / "in").mkdir(exist_ok=True)
@@ -355,3 +361,136 @@ def test_two_patients_in_one_study_are_refused(tmp_path):
     for number in range(2):
         save(tmp_path / "in" / str(number), PIXELS, PatientID=str(number), SOPInstanceUID=f"1.2.3.{number}")
     assert dict(deidentify(tmp_path / "in", tmp_path / "out").refused) == {"two_patients": 2}
+
+
+def test_identical_files_are_passed_once_and_different_ones_refused(tmp_path, capsys):
+    first = save(tmp_path / "in" / "a", PIXELS)
+    (tmp_path / "in" / "b").write_bytes(first.read_bytes())
+    for name, pixels in (("c", PIXELS), ("d", PIXELS + 1)):
+        save(tmp_path / "in" / name, pixels, SOPInstanceUID="1.2.3.99")
+    code, told = run(capsys, tmp_path / "in", tmp_path / "out")
+    assert code == 1
+    assert "1 written" in told
+    assert "1 passed over, the same as another file" in told
+    assert "2 refused, conflicting_instance" in told
+    lines = [json.loads(line) for line in (tmp_path / "out" / "audit.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["written", "skipped", "refused", "refused"]
+    for name in ("c", "d"):
+        (tmp_path / "in" / name).unlink()
+    assert run(capsys, tmp_path / "in", tmp_path / "out")[0] == 0
+
+
+def test_the_audit_is_on_the_disk_before_the_next_object(tmp_path, slices, monkeypatch):
+    folder, real = slices(4), mm.dicom.deidentify.write_atomically
+    seen: list[int] = []
+
+    def write(path: Path, content: bytes) -> None:
+        audit = tmp_path / "out" / "audit.jsonl"
+        seen.append(len(audit.read_text().splitlines()) if audit.exists() else 0)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        real(path, content)
+
+    monkeypatch.setattr(mm.dicom.deidentify, "write_atomically", write)
+    with pytest.raises(KeyboardInterrupt):
+        deidentify(folder, tmp_path / "out", secret=tmp_path / "secret")
+    assert seen[1:] == [1, 2, 3]
+    lines = (tmp_path / "out" / "audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["status"] for line in lines] == ["written"] * 3
+    assert len(copies(tmp_path / "out")) == 3
+
+
+def commented(syntax: str) -> bytes:
+    """A frame with the canary wherever a codestream has room for words, and behind its end."""
+    frame, said = FRAMES[syntax], CANARY.encode()
+    segment = struct.pack(">H", len(said) + 2) + said
+    if syntax == J2K:
+        comment = b"\xff\x64" + struct.pack(">HH", len(said) + 4, 1) + said
+        place = frame.index(b"\xff\x52")
+        return frame[:place] + comment + frame[place:] + said
+    jfif = b"\xff\xe0" + struct.pack(">H", 16 + 3) + b"JFIF\0\1\1\0\0\1\0\1\1\1" + b"DOE"
+    body = frame[2:] if syntax == JPEG_LS else frame[2 + 2 + struct.unpack(">H", frame[4:6])[0] :]
+    extra = b"" if syntax == JPEG_LS else jfif
+    return frame[:2] + extra + b"\xff\xfe" + segment + b"\xff\xe1" + segment + b"\xff\xef" + segment + body + said
+
+
+@pytest.mark.parametrize("syntax", [BASELINE, LOSSLESS, JPEG_LS, J2K])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_comments_in_codestreams_are_blanked_and_pixels_kept(tmp_path, syntax, pieces):
+    frame = commented(syntax)
+    frame += b"\0" * (len(frame) % 2)
+    step = -(-len(frame) // pieces) // 2 * 2 + 2
+    made = of_syntax(syntax)
+    made.pixels = element(
+        0x7FE00010, "OB", items(*(frame[at : at + step] for at in range(0, len(frame), step))), length=0xFFFFFFFF
+    )
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_bytes(made.bytes())
+    assert CANARY.encode() in made.bytes()
+    assert deidentify(tmp_path / "in", tmp_path / "out").num_written == 1
+    (copy_,) = (tmp_path / "out").rglob("*.dcm")
+    assert CANARY.encode() not in copy_.read_bytes()
+    assert b"DOE" not in copy_.read_bytes()
+    before, after = (scan(place).studies[0].series[0].instances[0] for place in (tmp_path / "in", tmp_path / "out"))
+    if get_decoder(syntax).is_available:
+        np.testing.assert_array_equal(read_pixels(before), read_pixels(after))
+
+
+def test_several_frames_each_lose_their_comments():
+    frame = commented(J2K)
+    value = items(frame, frame, table=struct.pack("<2L", 0, len(frame) + len(frame) % 2 + 8), end=False)
+    cleaned = without_comments(value, J2K)
+    assert len(cleaned) == len(value)
+    assert CANARY.encode() not in cleaned
+    assert cleaned.count(b"\xff\x4f\xff\x51") == 2
+    assert without_comments(items(FRAMES[RLE], end=False), RLE) == items(FRAMES[RLE], end=False)
+    plain = items(jpeg(np.zeros((16, 16))), end=False)
+    assert without_comments(plain, BASELINE) == plain
+
+
+def test_codestreams_that_cannot_be_followed_are_refused():
+    for frame in (b"\xff\xd8\xff\xfe\xff\xff", b"no codestream", b"\xff\xd8text", b"\xff\xd8\xff\xfe\0\1ab"):
+        with pytest.raises(FileError, match="damaged"):
+            without_comments(items(frame, end=False), BASELINE)
+    with pytest.raises(PixelError, match="unsupported_transfer_syntax"):
+        without_comments(items(b"\0\0\1\xb3", end=False), "1.2.840.10008.1.2.4.102")
+
+
+def studies_with_canaries(folder: Path, number: int) -> None:
+    """One study of many: the canary in other attributes each, three levels deep, in private ones, and in its name."""
+    data = dataset(PIXELS, PatientID=f"{CANARY}{number}", PatientName=CANARY, Modality="CT")
+    data.StudyInstanceUID, data.SeriesInstanceUID = f"1.2.3.{number}", f"1.2.3.{number}.1"
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}.1.1"
+    plant(data, 7 + number % 11)
+    inner = data
+    for keyword in ("ReferencedImageSequence", "SourceImageSequence", "PurposeOfReferenceCodeSequence"):
+        item = Dataset()
+        plant(item, 41 + number % 13)
+        item.private_block(0x0031, CANARY, create=True).add_new(1, "LO", CANARY)
+        setattr(inner, keyword, Sequence([item]))
+        inner = item
+    block = data.private_block(0x0029, CANARY, create=True)
+    for place, vr in enumerate(("LO", "UT", "PN", "UN", "OB"), 1):
+        block.add_new(place, vr, CANARY.encode() + b"\0" if vr in ("UN", "OB") else CANARY)
+    block.add_new(9, "SQ", Sequence([inner]))
+    place = folder / f"{CANARY}{number}"
+    place.mkdir(parents=True)
+    pydicom.dcmwrite(place / f"{CANARY}.dcm", data, enforce_file_format=True)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("count", [12, pytest.param(300, marks=pytest.mark.slow)])
+def test_no_canary_comes_out_of_many_studies(tmp_path, capsys, caplog, count):
+    for number in range(count):
+        studies_with_canaries(tmp_path / "in", number)
+    broken = tmp_path / "in" / f"{CANARY}_cut"
+    broken.write_bytes(next((tmp_path / "in").rglob("*.dcm")).read_bytes()[:-30])
+    caplog.clear()
+    caplog.set_level(logging.DEBUG)
+    code, told = run(capsys, tmp_path / "in", tmp_path / "out")
+    assert code == 1
+    assert f"{count - 1} written" in told or f"{count} written" in told
+    made = copies(tmp_path / "out")
+    assert len({item.PatientID for item in made}) == len(made) >= count - 1
+    for said in (told, caplog.text, everything(tmp_path / "out").decode("latin-1")):
+        assert CANARY.lower() not in said.lower()

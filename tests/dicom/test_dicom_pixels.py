@@ -15,9 +15,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from mm.dicom.codestream import codestream_shape
 from mm.dicom.errors import DicomError, KindError, PixelError
 from mm.dicom.image import read_image
-from mm.dicom.pixels import codestream_shape, read_pixels
+from mm.dicom.pixels import read_pixels
 from mm.dicom.scan import scan
 from mm.dicom.volume import read_volume
 
@@ -180,13 +181,13 @@ def test_codestream_shapes():
     assert codestream_shape(b"\xff\xd8\xff\xe0") is None
 
 
+JLS_HEAD = b"\xff\xd8\xff\xf7\x00\x0b\x08\x00\x04\x00\x06\x01\x01\x11\x00"
+
+
 def test_a_missing_decoder_names_the_extra(tmp_path, monkeypatch):
     pixels = np.zeros((4, 6), np.uint8)
-    found = compressed(tmp_path / "in", pixels, b"\xff\xd8\xff\xf7", JPEGLSLossless)
+    found = compressed(tmp_path / "in", pixels, JLS_HEAD, JPEGLSLossless)
 
-    class Missing:
-        is_available = False
-
-    monkeypatch.setattr("mm.dicom.pixels.get_decoder", lambda _: Missing())
+    monkeypatch.setattr("mm.dicom.codecs.is_installed", lambda _: False)
     with pytest.raises(PixelError, match=r"pip install 'mm-report\[dicom\]'"):
         read_image(found)

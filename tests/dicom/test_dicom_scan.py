@@ -94,7 +94,6 @@ TILT = np.deg2rad(20)
         ("invalid_spacing", "", lambda i: {"PixelSpacing": [0, 0]}),
         ("mosaic", "", lambda i: {"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}),
         ("localizer", "", lambda i: {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}),
-        ("multiframe", "", lambda i: {"NumberOfFrames": 2}),
         ("unsupported_pixels", "", lambda i: {"BitsStored": 17}),
     ],
 )
@@ -147,7 +146,7 @@ def test_studies_series_and_patients_are_kept_apart(slices, tmp_path):
     assert [study.study_instance_uid for study in found.studies] == ["1.3"]
     assert [item.reason for item in found.rejected] == ["two_patients"] * 4
     save(folder / "y", PIXELS, SOPInstanceUID="1.2.3.1.1", PatientID="B")  # hidden behind a known SOPInstanceUID
-    assert reasons(folder) == ["duplicate_instance", "two_patients", "two_patients", "two_patients"]
+    assert reasons(folder) == ["conflicting_instance"] * 2 + ["two_patients"] * 2
 
 
 @pytest.mark.parametrize(
@@ -160,7 +159,9 @@ def test_studies_series_and_patients_are_kept_apart(slices, tmp_path):
         ("1.2.840.10008.5.1.4.1.1.7", "CR", "image"),
         ("1.2.840.10008.5.1.4.1.1.1.1", "DX", "image"),
         ("1.2.840.10008.5.1.4.1.1.11.1", "PR", "presentation"),
-        ("1.2.840.10008.5.1.4.1.1.2.1", "CT", "multiframe"),
+        ("1.2.840.10008.5.1.4.1.1.7.2", "OT", "multiframe"),
+        ("1.2.840.10008.5.1.4.1.1.3.1", "US", "multiframe"),
+        ("1.2.840.10008.5.1.4.1.1.12.1", "XA", "multiframe"),
         ("1.2.840.10008.5.1.4.1.1.481.3", "RTSTRUCT", "other"),
     ],
 )
@@ -342,3 +343,48 @@ def test_an_error_carries_its_code():
     error = FileError("truncated", "pixels")
     assert error.reason == "truncated"
     assert str(error) == "truncated: it ends before its elements or pixels do (pixels)"
+
+
+def test_copies_are_kept_once_and_other_content_under_one_uid_not_at_all(slices, tmp_path):
+    folder = slices(6)
+    paths = sorted(folder.iterdir())
+    shutil.copy(paths[0], folder / "zz")
+    (folder / "0first").write_bytes(b"other" + paths[1].read_bytes()[5:])  # another preamble is no other content
+    found = scan(folder)
+    assert [(item.path.name, item.reason) for item in found.rejected] == [
+        (paths[1].name, "duplicate_instance"),
+        ("zz", "duplicate_instance"),
+    ]
+    assert found.studies[0].series[0].refused is None
+    raw = bytearray(paths[2].read_bytes())
+    raw[-1] ^= 1
+    for name in ("after", "before"):
+        target = tmp_path / name
+        shutil.copytree(folder, target)
+        (target / ("~" if name == "after" else "!")).write_bytes(raw)
+        found = scan(target)
+        reasons = sorted(item.reason for item in found.rejected)
+        assert reasons == ["conflicting_instance"] * 2 + ["duplicate_instance"] * 2
+        (series,) = found.studies[0].series
+        assert (series.refused, series.num_slices) == ("broken_slice", 5)
+
+
+def test_another_place_under_one_uid_is_a_conflict(slices):
+    folder = slices(4)
+    save(folder / "x", np.zeros((4, 6), np.int16), SOPInstanceUID="1.2.3.1.4", ImagePositionPatient=[0, 0, 77])
+    assert reasons(folder) == ["conflicting_instance"] * 2
+
+
+def test_files_and_folders_may_be_listed(slices, tmp_path):
+    folder = slices(5)
+    paths = sorted(folder.iterdir())
+    other = save(tmp_path / "other" / "a", PIXELS, SOPInstanceUID="1.9", SeriesInstanceUID="1.9.1")
+    told = []
+    found = scan([*paths[3:], folder, other, paths[0]], lambda *numbers: told.append(numbers))
+    assert found.folder == tmp_path
+    assert [series.num_slices for series in found.studies[0].series] == [5, 1]
+    assert found.rejected == ()
+    assert told == [(number, 6) for number in range(1, 7)]
+    for nothing in ([], [tmp_path / "no"]):
+        with pytest.raises(ValueError, match="must exist"):
+            scan(nothing)

@@ -16,6 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 import mm
 from mm.batch import Batch, DetectedFinding, GeneratedReport, GeneratedSentence
 from mm.data.tokenizer import Tokenizer, train_tokenizer
+from mm.findings import FindingHead
 from mm.training.checkpoint import Card, Identity, Preprocessing
 
 CT, DX = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.1.1"
@@ -52,7 +53,8 @@ class StudyMaker:
 
     def ct(
         self, patient: int, number: int, *, days: int = 0, slices: int = 18, manufacturer: str = "mm phantom",
-        patient_id: str | None = None, skip: tuple[int, ...] = (), level: int = 0, accession: str = "",
+        patient_id: str | None = None, skip: tuple[int, ...] = (), level: int = 0, intercept: int = 0,
+        accession: str = "",
     ) -> Path:  # fmt: skip
         """A CT with a bright cube as a nodule at slice `slices // 2`."""
         folder = self.root / f"p{patient}_{number}"
@@ -71,7 +73,7 @@ class StudyMaker:
                 AccessionNumber=accession, Manufacturer=manufacturer, BodyPartExamined="CHEST",
                 PixelSpacing=[8.0, 8.0], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
                 ImagePositionPatient=[-128.0, -128.0, -100.0 + 5.0 * z], SliceThickness=5.0,
-                RescaleSlope=1, RescaleIntercept=0, RescaleType="HU",
+                RescaleSlope=1, RescaleIntercept=intercept, RescaleType="HU",
             )  # fmt: skip
         return folder
 
@@ -110,6 +112,8 @@ TEXTS = {
 
 class FakeModel:
     """Finds the brightest voxel and pixel; counts what it saw. Raises where a volume holds -777 HU."""
+
+    findings: FindingHead | None = None
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []

@@ -1,10 +1,17 @@
 import json
 import logging
 import stat
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from mm import ontology
+from mm.pipeline.case import Case
+from mm.pipeline.generate import GenerateReport
 from mm.pipeline.run import run_report
 from mm.report.json import read_report, to_json
 from mm.report.schema import Size
@@ -100,6 +107,108 @@ def test_no_identifier_leaks(studies, loaded, out, caplog):
     report = read_report(next(out.glob("*/report.json")).parent)
     for key in (report.study, report.findings[0].sop_instance_uid):
         assert f"{key}," in rows
+
+
+def words_in(value: object) -> list[str]:
+    """Every text in a case, `source` left out."""
+    if isinstance(value, str | Path):
+        return [str(value)]
+    if is_dataclass(value):
+        return [word for item in fields(value) if item.name != "source" for word in words_in(getattr(value, item.name))]
+    if isinstance(value, dict):
+        return [word for pair in value.items() for word in words_in(pair)]
+    if isinstance(value, tuple | list | frozenset):
+        return [word for item in value for word in words_in(item)]
+    return []
+
+
+def test_true_identifiers_are_in_the_source_alone(studies, loaded, out, monkeypatch):
+    studies.beside(studies.ct(7, 1, accession="ACC-77"))
+    studies.dx(7, 1)
+    studies.ct(7, 2, days=90)
+    kept: list[Case] = []
+    process = GenerateReport.process
+
+    def spy(self: GenerateReport, cases: Sequence[Case]) -> list[Case]:
+        done = process(self, cases)
+        kept.extend([*cases, *done])
+        return done
+
+    monkeypatch.setattr(GenerateReport, "process", spy)
+    assert run(studies, out)[0] == 0
+    assert any(case.inputs.image for case in kept)
+    words = words_in(kept)
+    assert any(word.startswith("2.25.") for word in words)
+    for secret in ("DOE", "PAT-7", "ACC-77", "1.2.826.0.1.3680043", "20240601", "p7_1"):
+        assert not [word for word in words if secret in word]
+        assert secret not in repr(kept)
+
+
+def test_a_flagged_series_is_told_or_left_out(studies, loaded, out, pipeline, caplog):
+    studies.ct(1, 1, intercept=1024)
+    studies.dx(1, 1)
+    assert run(studies, out)[0] == 0
+    (folder,) = (path.parent for path in out.glob("*/report.json"))
+    made = read_report(folder)
+    codes = [flag.code for flag in made.series[0].quality.flags]
+    assert codes == ["not_rescaled", "few_slices", "short_coverage"]
+    assert made.series[0].quality.soft_tissue_hu == 1064
+    assert made.series[1].quality.flags == ()
+    assert "quality: not_rescaled, few_slices, short_coverage" in caplog.text
+    for name in ("report.md", "report.html"):
+        assert "soft tissue at 1064 HU" in (folder / name).read_text()
+    assert "软组织为1064 HU" in (folder / "report.html").read_text()
+    strict = pipeline(
+        "stages: [{class_path: LoadVolume, init_args: {quality: fail}}, LoadImage, GenerateReport]\n"
+        "writers: [JsonWriter, MarkdownWriter]\n"
+    )
+    assert run(studies, out, pipeline=strict)[0] == 0
+    (row, *_) = read_report(folder).inputs
+    assert (row.name, row.used, row.reason) == ("volume", False, "low_quality")
+    assert "left out by the quality guard" in (folder / "report.md").read_text()
+    alone = pipeline(
+        "stages: [{class_path: LoadVolume, init_args: {quality: fail}}, GenerateReport]\nwriters: [JsonWriter]\n"
+    )
+    assert run(studies, out.parent / "strict", pipeline=alone)[0] == 1
+    (line,) = manifest(out.parent / "strict").values()
+    assert line["reason"] == "low_quality"
+    assert "not_rescaled" in line["place"]
+
+
+def test_what_the_model_has_not_learnt_is_not_assessed(studies, loaded, out):
+    never = torch.zeros(len(ontology.FINDINGS))
+    never[[item.code for item in ontology.FINDINGS].index("effusion")] = torch.inf
+    loaded.model.findings = SimpleNamespace(threshold=never)
+    studies.ct(1, 1)
+    assert run(studies, out)[0] == 0
+    (folder,) = (path.parent for path in out.glob("*/report.json"))
+    sources = {item.code: item.sources for item in read_report(folder).findings}
+    assert sources["nodule"] == ("volume",)
+    assert sources["effusion"] == ()
+    text = (folder / "report.md").read_text()
+    unassessed = next(line for line in text.splitlines() if line.startswith("Not assessed: "))
+    assert "ffusion" in unassessed
+    assert "(" not in unassessed
+    assert not [line for line in text.splitlines() if line.startswith("Looked for") and "ffusion" in line]
+
+
+def test_a_study_of_which_nothing_can_be_read_is_not_lost(studies, loaded, out, caplog):
+    studies.ct(1, 1)
+    for path in studies.ct(2, 1).iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    (studies.root / "notes.txt").write_text("hello " * 100)
+    assert run(studies, out)[0] == 1
+    assert sorted((line["status"], line["reason"]) for line in manifest(out).values()) == [
+        ("done", None),
+        ("failed", "truncated"),
+    ]
+    assert "19 files (not_dicom 1, truncated 18)" in caplog.text
+
+
+def test_an_empty_folder_is_told_before_the_checkpoint(studies, out):
+    studies.root.mkdir()
+    with pytest.raises(ValueError, match="nothing to report"):
+        run(studies, out, checkpoint="no/such/checkpoint")
 
 
 def test_failure_stays_with_its_study(studies, loaded, out, caplog):

@@ -1,11 +1,14 @@
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from mm import ontology
+from mm.dicom.quality import Flag, Quality, QualityCode
 from mm.report.html import to_html
 from mm.report.json import from_json, to_json
 from mm.report.markdown import to_markdown
@@ -19,6 +22,7 @@ from mm.report.schema import (
     SeriesUsed,
     Size,
 )
+from mm.report.words import QUALITY
 
 
 def finding(
@@ -115,6 +119,27 @@ def test_round_trip(report):
     text = to_json(report)
     assert from_json(text) == replace(report, evidence=())
     assert to_json(from_json(text)) == text
+
+
+def test_quality_is_one_line_where_something_is_flagged(report):
+    assert "Quality" not in to_html(report)
+    assert "Quality" not in to_markdown(report)
+    flags = (Flag("truncated_view", 0.345, 0.15), Flag("short_coverage", 120.0, 150.0, "mm"), Flag("contrast"))
+    first = replace(report.series[0], quality=Quality(flags, -1001.0, 42.0, 0.345, 120.0))
+    flagged = replace(report, series=(first, *report.series[1:]))
+    assert from_json(to_json(flagged)) == replace(flagged, evidence=())
+    line = "CT: field of view cut off, the body touches 34% of its border, only 120 mm covered, contrast agent"
+    assert line in to_html(flagged)
+    assert "CT：视野截断，身体触及34%的边缘、仅覆盖120 mm、使用对比剂" in to_html(flagged)
+    assert f"Quality: {line}" in to_markdown(flagged)
+    content = json.loads(to_json(report))
+    for series in content["series"]:
+        del series["quality"]
+    assert from_json(json.dumps(content)) == replace(report, evidence=())
+
+
+def test_every_quality_code_has_words():
+    assert set(QUALITY) == set(get_args(QualityCode))
 
 
 def test_other_schema_is_refused(report):
