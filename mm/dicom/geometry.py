@@ -6,6 +6,7 @@ file names, InstanceNumber, SliceThickness, SpacingBetweenSlices or GantryDetect
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -49,7 +50,13 @@ def plane(frame: Frame) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]
     """
     if frame.orientation is None:
         raise GeometryError("missing_geometry")
-    values = np.asarray(frame.orientation, dtype=np.float64)
+    return _directions(frame.orientation)
+
+
+@lru_cache(maxsize=64)
+def _directions(orientation: tuple[float, ...]) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """All slices of a series have the same, so it is worth keeping; nobody may write to what is returned."""
+    values = np.asarray(orientation, dtype=np.float64)
     if not (np.abs(values) < 2).all():  # NaN as well, and what would overflow
         raise GeometryError("invalid_orientation")
     along_row, along_column = values[:3], values[3:]
@@ -59,6 +66,7 @@ def plane(frame: Frame) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]
     along_row, along_column = along_row / lengths[0], along_column / lengths[1]
     if abs(along_row @ along_column) > 1e-3:
         raise GeometryError("invalid_orientation")
+    along_row.flags.writeable = along_column.flags.writeable = False
     return along_row, along_column
 
 

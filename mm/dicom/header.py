@@ -2,7 +2,6 @@
 
 import io
 import os
-import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,14 +147,16 @@ def walk_header(path: Path, siblings: Siblings | None = None) -> Instance | None
     except OSError:
         return None
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+        # A tenth of what `fstat` costs. What isn't a regular file has no end to seek or none to read to, and is left
+        # to `parse_header`, which asks what it is.
+        num_bytes = os.lseek(descriptor, 0, os.SEEK_END)
+        if num_bytes > MAX_FILE_BYTES:
             return None
         window = os.pread(descriptor, WINDOW if siblings is None else max(WINDOW, siblings.window), 0)
         if not _is_part10(window):
             return None
         try:
-            return _instance(path, descriptor, window, status.st_size, siblings)
+            return _instance(path, descriptor, window, num_bytes, siblings)
         except TooDeep:
             raise FileError("damaged", "depth of sequences") from None
         except (Unsure, FileError, *BROKEN):
