@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float
@@ -20,9 +21,11 @@ from mm.dicom.guard import guarded
 from mm.dicom.header import read_header
 from mm.dicom.instance import ENHANCED, Frame, Instance, Kind
 from mm.dicom.multiframe import check_concatenations, frames_of
-from mm.dicom.pixels import check_greyscale
+from mm.dicom.pixels import check_greyscale, read_samples
 from mm.dicom.siblings import Siblings
 from mm.dicom.split import Part, split
+
+LARGEST_COMPARED: Final = 1 << 30  # bytes of decoded pixels
 
 
 @dataclass(frozen=True)
@@ -229,19 +232,42 @@ def _split(uid: str, instances: list[Instance]) -> list[Series]:
     return [_lacking(item) for item in series] if broken else series
 
 
-def _content(item: Instance) -> tuple[Instance, bytes | None]:
-    """What makes two files of one SOPInstanceUID the same: the kept elements, and every byte from the pixels on.
+def _content(item: Instance, *, decoded: bool) -> tuple[Instance, bytes | None]:
+    """What makes two files of one SOPInstanceUID the same: the kept elements, and the pixels.
 
-    Where the pixels can't be told from the rest (deflated) all bytes count; None where they can't be read.
+    Args:
+        item: The file.
+        decoded: The stored integers count, whatever transfer syntax they are in; else every byte from the pixels on,
+            or of the whole file where these can't be told from the rest (deflated).
+
+    Returns:
+        None as the second where they can't be read.
     """
+    same = replace(item, path=Path(), pixel_offset=0)
+    if decoded and item.num_bytes > LARGEST_COMPARED:
+        return same, None
+    if decoded:
+        digest = hashlib.blake2b()
+        try:
+            for index in range(item.num_frames):
+                digest.update(np.ascontiguousarray(read_samples(item, index)).data)
+        except DicomError:
+            return same, None
+        return replace(same, transfer_syntax_uid=""), digest.digest()
     start = 0 if item.transfer_syntax_uid == DeflatedExplicitVRLittleEndian else item.pixel_offset
     try:
         with item.path.open("rb") as file:
             file.seek(start)
-            digest = hashlib.file_digest(file, "blake2b").digest()
+            return same, hashlib.file_digest(file, "blake2b").digest()
     except OSError:
-        return item, None
-    return replace(item, path=Path(), pixel_offset=0), digest
+        return same, None
+
+
+def _is_one(items: Sequence[Instance]) -> bool:
+    """True where files of one SOPInstanceUID tell the same, be it in transfer syntaxes of their own (lossless ones)."""
+    decoded = len({item.transfer_syntax_uid for item in items}) > 1
+    first, *others = (_content(item, decoded=decoded) for item in items)
+    return first[1] is not None and all(other == first for other in others)
 
 
 def _once(instances: Iterable[Instance]) -> tuple[list[Instance], list[Rejected]]:
@@ -252,8 +278,7 @@ def _once(instances: Iterable[Instance]) -> tuple[list[Instance], list[Rejected]
     kept: list[Instance] = []
     rejected: list[Rejected] = []
     for first, *others in by_uid.values():
-        content = _content(first) if others else None
-        if all(_content(item) == content and content[1] is not None for item in others if content):
+        if not others or _is_one([first, *others]):
             kept.append(first)
             rejected += [Rejected(item.path, "duplicate_instance") for item in others]
             continue

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pydicom
 import pytest
 from conftest import SECRET, dataset, save
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from mm.dicom.errors import REASONS, DicomError, FileError, GeometryError, KindError, Reason
 from mm.dicom.listing import scan_json, scan_table
@@ -388,3 +389,14 @@ def test_files_and_folders_may_be_listed(slices, tmp_path):
     for nothing in ([], [tmp_path / "no"]):
         with pytest.raises(ValueError, match="must exist"):
             scan(nothing)
+
+
+@pytest.mark.parametrize(("noise", "reason"), [(0, "duplicate_instance"), (1, "conflicting_instance")])
+def test_a_lossless_copy_in_another_transfer_syntax_is_a_duplicate(slices, noise, reason):
+    folder = slices(3)
+    for path in sorted(folder.iterdir()):
+        data = pydicom.dcmread(path)
+        data.PixelData = (data.pixel_array + noise).astype(data.pixel_array.dtype).tobytes()
+        data.compress(RLELossless, generate_instance_uid=False)
+        data.save_as(folder / f"copy_{path.name}")
+    assert reasons(folder) == [reason] * (6 if noise else 3)
