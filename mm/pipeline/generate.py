@@ -165,7 +165,7 @@ def locate(detected: DetectedFinding, case: Case, *, learnt: bool = True) -> Rep
     """
     measure = ontology.finding(detected.code).measure
     size = detected.size if measure is not None else None
-    center, index, uid, pixel = None, None, None, None
+    center, index, uid, frame, pixel = None, None, None, None, None
     current = case.inputs.volumes[0] if case.inputs.volumes else None
     if detected.voxel is not None and current is not None and current.stack is not None:
         x, y, z = current.volume.to_mm(detected.voxel)
@@ -173,6 +173,8 @@ def locate(detected: DetectedFinding, case: Case, *, learnt: bool = True) -> Rep
         index = current.stack.slice_of(center)
         uids = current.stack.sop_instance_uids
         uid = uids[index] if uids else None
+        frames = current.stack.frame_numbers
+        frame = frames[index] if frames else None
     if detected.pixel is not None and case.inputs.image is not None:
         stored = case.inputs.image.image
         height, width = stored.pixels.shape
@@ -194,6 +196,7 @@ def locate(detected: DetectedFinding, case: Case, *, learnt: bool = True) -> Rep
         sop_instance_uid=uid,
         image_pixel=pixel,
         sources=tuple(name for name in ontology.finding(detected.code).sources if name in given and learnt),
+        frame_number=frame,
     )
 
 

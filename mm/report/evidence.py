@@ -60,12 +60,14 @@ class Stack:
         affine: As in `Volume`.
         sop_instance_uids: One a slice.
         units: As in `Volume`.
+        frame_numbers: As in `Volume`.
     """
 
     voxels: Int16[np.ndarray, "Z Y X"]
     affine: Float[np.ndarray, "4 4"]
     sop_instance_uids: tuple[str, ...]
     units: str
+    frame_numbers: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, volume: Volume) -> "Stack":
@@ -73,7 +75,7 @@ class Stack:
         voxels = np.empty(volume.shape, dtype=np.int16)
         for index, plane in enumerate(volume.voxels):  # slice by slice: no second float copy of the volume
             voxels[index] = np.clip(np.rint(plane), -32768, 32767)
-        return cls(voxels, volume.affine, volume.sop_instance_uids, volume.units)
+        return cls(voxels, volume.affine, volume.sop_instance_uids, volume.units, volume.frame_numbers)
 
     def to_index(self, point_mm: tuple[float, float, float]) -> tuple[float, float, float]:
         """Voxel index (z, y, x), not rounded, of a patient LPS point."""

@@ -118,6 +118,7 @@ class ReportedFinding:
         image_pixel: (row, column) on the stored radiograph, or None.
         sources: Inputs of this study that can show it; empty where it wasn't assessed, for none does or the model
             hasn't learnt it.
+        frame_number: Which frame of the instance the key slice is, from 1; None where instances hold one.
     """
 
     code: str
@@ -133,6 +134,7 @@ class ReportedFinding:
     sop_instance_uid: str | None
     image_pixel: tuple[float, float] | None
     sources: tuple[str, ...]
+    frame_number: int | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import json
 import logging
 import stat
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mm import ontology
+from mm.dicom.volume import read_volume
 from mm.pipeline.case import Case
 from mm.pipeline.generate import GenerateReport
 from mm.pipeline.run import run_report
@@ -74,6 +75,7 @@ def test_whole_study(studies, loaded, out):
     assert nodule.size_mm == 12.346
     assert nodule.change == "larger"
     assert nodule.sop_instance_uid.startswith("2.25.")
+    assert nodule.frame_number is None
     assert fracture.image_pixel is not None
     assert fracture.center_mm is None
     assert infection.present
@@ -87,6 +89,19 @@ def test_whole_study(studies, loaded, out):
     sound = loaded.model.batches[0].audio
     assert sound is not None
     assert sound.lengths.max() == 8000  # resampled from 16 kHz
+
+
+def test_a_frame_of_a_multi_frame_object_is_cited(studies, loaded, out, monkeypatch):
+    def read(series):
+        volume = read_volume(series)
+        return replace(volume, frame_numbers=tuple(range(1, volume.shape[0] + 1)))
+
+    studies.ct(1, 1)
+    monkeypatch.setattr("mm.pipeline.load.read_volume", read)
+    assert run(studies, out)[0] == 0
+    (folder,) = (path.parent for path in out.glob("*/report.json"))
+    nodule = read_report(folder).findings[0]
+    assert nodule.frame_number == nodule.slice_index + 1
 
 
 def test_no_identifier_leaks(studies, loaded, out, caplog):
