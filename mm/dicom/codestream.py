@@ -37,12 +37,6 @@ def codestream(frame: bytes) -> Codestream | None:
     return _size_of_jpeg(frame)
 
 
-def codestream_shape(frame: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that a codestream declares, or None if it declares none."""
-    found = codestream(frame)
-    return None if found is None else (found.rows, found.columns)
-
-
 def _size_of_jpeg2000(frame: bytes) -> Codestream | None:
     """The SIZ marker segment (ISO/IEC 15444-1 annex A.5.1), which follows SOC."""
     if len(frame) < 42:

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from typing import Final
 
 from mm.dicom.errors import FileError, PixelError
+from mm.dicom.fragments import items_of
 
 SYNTAXES: Final = "1.2.840.10008.1.2."
 JPEG: Final = re.compile(r"4\.(5\d|6\d|70|80|81)")
@@ -29,16 +30,16 @@ def without_comments(value: bytes, transfer_syntax_uid: str) -> bytes:
         transfer_syntax_uid: RLE is passed as it is, for it has no room for words.
 
     Raises:
-        FileError: `damaged`, where a codestream can't be followed.
+        FileError: `damaged`, where it isn't items or a codestream can't be followed.
         PixelError: `unsupported_transfer_syntax`, where it is none of these (video).
     """
+    spans = items_of(value)[1:]
     tail = transfer_syntax_uid.removeprefix(SYNTAXES)
     if tail == RLE:
         return value
     jpeg = JPEG.fullmatch(tail) is not None
     if not jpeg and JPEG_2000.fullmatch(tail) is None:
         raise PixelError("unsupported_transfer_syntax")
-    spans = _fragments(value)
     joined = bytearray().join(value[start:stop] for start, stop in spans)
     _blank_all(joined, _starts(spans), jpeg=jpeg)
     out, taken = bytearray(value), 0
@@ -46,16 +47,6 @@ def without_comments(value: bytes, transfer_syntax_uid: str) -> bytes:
         out[start:stop] = joined[taken : taken + stop - start]
         taken += stop - start
     return bytes(out)
-
-
-def _fragments(value: bytes) -> list[tuple[int, int]]:
-    """Where the content of each item lies, the table's left out."""
-    spans, place = [], 0
-    while place + 8 <= len(value):
-        length = struct.unpack_from("<L", value, place + 4)[0]
-        spans.append((place + 8, place + 8 + length))
-        place += 8 + length
-    return spans[1:]
 
 
 def _starts(spans: list[tuple[int, int]]) -> list[int]:

@@ -5,12 +5,8 @@ PS3.15 Annex E, Basic Application Level Confidentiality Profile. Whatever isn't 
 object as soon as it is dealt with, without original values. The secret that pseudonyms follow from never lies in OUT.
 """
 
-import filecmp
 import io
-import json
-import os
-import struct
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -27,51 +23,20 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from mm.dicom.audit import Audit
 from mm.dicom.cleaning import Cleaner, Keep, is_registered
 from mm.dicom.comments import without_comments
 from mm.dicom.errors import DicomError, FileError, KindError, PixelError, Reason
 from mm.dicom.guard import guarded, inflate, open_file
 from mm.dicom.header import MAX_HEADER_BYTES, behind_meta
-from mm.dicom.instance import MULTI_FRAME, MULTI_FRAME_CAPTURES, RADIOGRAPHS, SINGLE_FRAME, STORAGE, Instance
+from mm.dicom.instance import Instance
+from mm.dicom.kinds import CAPTURES, IMAGES
+from mm.dicom.originals import Originals
 from mm.dicom.pseudonyms import Pseudonyms, open_secret
 from mm.dicom.scan import Rejected, scan
 from mm.files import write_atomically
 
 IMPLEMENTATION_UID: Final = "2.25.101737938214937106203428183546277386437"
-IMAGES: Final = (
-    SINGLE_FRAME
-    | RADIOGRAPHS
-    | {STORAGE + tail for tail in MULTI_FRAME}
-    | {
-        # MG and intra-oral radiographs, XA and RF, nuclear medicine, tomosynthesis projections.
-        STORAGE + tail
-        for tail in (
-            "1.2",
-            "1.2.1",
-            "1.3",
-            "1.3.1",
-            "2.2",
-            "12.1",
-            "12.1.1",
-            "12.2",
-            "12.2.1",
-            "13.1.4",
-            "13.1.5",
-            "20",
-        )
-    }
-)
-"""SOP classes (PS3.4 section B.5) of images that seldom carry text."""
-CAPTURES: Final = frozenset(
-    # Secondary capture, ultrasound, endoscopy, microscopy, photographs.
-    STORAGE + tail
-    for tail in (
-        *("7", "3", "3.1", "6", "6.1", "6.2"),
-        *MULTI_FRAME_CAPTURES,
-        *("77.1.1", "77.1.1.1", "77.1.2", "77.1.2.1", "77.1.4", "77.1.4.1", "77.1.5.1", "77.1.5.2"),
-    )
-)
-"""SOP classes whose pixels commonly show text or a face."""
 CODES: Final[dict[Keep | None, tuple[str, str]]] = {
     None: ("113100", "Basic Application Confidentiality Profile"),
     "shifted-dates": ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
@@ -133,7 +98,8 @@ def deidentify(
     if any(isinstance(item, Instance) for *_, item in objects):
         pseudonyms = Pseudonyms(open_secret(key, otherwise="name another file with --secret"))
     audit = Audit(target)
-    kept = Originals(objects)
+    copied = any(isinstance(item, Rejected) and item.reason == "duplicate_instance" for *_, item in objects)
+    kept = Originals(path for path, _, item in objects if copied and isinstance(item, Instance))
     for number, (_, identity, item) in enumerate(sorted(objects, key=lambda row: row[0]), start=1):
         line: dict[str, Any] = {"input": number}
         try:
@@ -162,41 +128,6 @@ def deidentify(
             line |= {"status": "written", "elements": dict(sorted(cleaner.acts.items()))}
         audit.add(line)
     return outcome
-
-
-class Audit:
-    """OUT/audit.jsonl: a line at a time, on the disk before the next object; a new run begins a new one."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "audit.jsonl"
-        self._begun = False
-
-    def add(self, line: dict[str, Any]) -> None:
-        """One object."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a" if self._begun else "w", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._begun = True
-
-
-class Originals:
-    """The files that are read, told by their bytes."""
-
-    def __init__(self, objects: list[tuple[Path, str, Instance | Rejected]]) -> None:
-        self._by_size: dict[int, list[Path]] = defaultdict(list)
-        if any(isinstance(item, Rejected) and item.reason == "duplicate_instance" for *_, item in objects):
-            for path, _, item in objects:
-                if isinstance(item, Instance) and path.is_file():
-                    self._by_size[path.stat().st_size].append(path)
-
-    def hold(self, path: Path) -> bool:
-        """Whether one of them has the same content."""
-        try:
-            return any(filecmp.cmp(path, other, shallow=False) for other in self._by_size[path.stat().st_size])
-        except OSError:
-            return False
 
 
 def _mapped(item: Instance, cleaner: Cleaner) -> dict[str, str]:
@@ -283,7 +214,7 @@ def _check_pixels(item: Instance, data: Dataset) -> None:
         raise FileError("truncated", "no pixels")
     element: DataElement = data[held[0]]
     if UID(item.transfer_syntax_uid).is_compressed:
-        if not element.is_undefined_length or not _are_items(element.value):
+        if not element.is_undefined_length:
             raise FileError("damaged", "compressed frames")
         element.value = without_comments(element.value, item.transfer_syntax_uid)
         return
@@ -293,15 +224,6 @@ def _check_pixels(item: Instance, data: Dataset) -> None:
     if element.is_undefined_length or expected < 1 or len(element.value) < expected:
         raise FileError("truncated", "pixels")
     element.value = element.value[:expected] + b"\0" * (expected % 2)
-
-
-def _are_items(value: bytes) -> bool:
-    place = 0
-    while place < len(value):
-        if len(value) - place < 8 or value[place : place + 4] != b"\xfe\xff\x00\xe0":
-            return False
-        place += 8 + struct.unpack_from("<L", value, place + 4)[0]
-    return place == len(value) > 0
 
 
 def _code(value: str, meaning: str) -> Dataset:

@@ -80,7 +80,7 @@ REASONS: Final[dict[Reason, str]] = {
     "document": "reports and encapsulated documents can't be cleaned",
     "unknown_object": "objects other than images aren't de-identified",
     "two_patients": "two PatientIDs under one StudyInstanceUID",
-    "unsupported_pixels": "only greyscale integers of 8, 16 or 32 bits are read",
+    "unsupported_pixels": "only integers of 1, 8, 16 or 32 bits are read, as volume and radiograph only grey ones",
     "unsupported_transfer_syntax": "no decoder for its transfer syntax is known",
     "missing_decoder": "its transfer syntax needs a decoder: pip install 'mm-report[dicom]'",
     "codestream_mismatch": "the compressed image has another size than the header",
@@ -106,7 +106,7 @@ REASONS: Final[dict[Reason, str]] = {
     "broken_slice": "a file of it can't be read, so it may lack a slice",
     "uneven_spacing": "the distance between slices changes",
     "gantry_tilt": "the slices are sheared against their normal (gantry tilt)",
-    "shifted_slice": "a slice is shifted sideways",
+    "shifted_slice": "a slice is shifted sideways or turned",
     "low_quality": "the quality guard flags it, and the pipeline is told to fail by that",
 }
 assert set(REASONS) == set(get_args(Reason))

@@ -54,7 +54,11 @@ class Fragments:
             if len(parts[-1]) != length:
                 raise FileError("truncated", "pixels")
         content = b"".join(parts)
-        return content if self.lengths is None else content[: self.lengths[index]]
+        if self.lengths is None:
+            return content
+        if self.lengths[index] > len(content):
+            raise FileError("truncated", "pixels")
+        return content[: self.lengths[index]]
 
 
 def fragments(file: BoundedFile, pixel_offset: int, num_frames: int) -> Fragments:
@@ -66,7 +70,8 @@ def fragments(file: BoundedFile, pixel_offset: int, num_frames: int) -> Fragment
         num_frames: NumberOfFrames.
 
     Raises:
-        FileError: The items can't be followed, or don't say where frames begin.
+        FileError: `truncated` where an item is longer than the file, `damaged` where they can't be followed or don't
+            say where frames begin.
     """
     file.seek(pixel_offset)
     head = file.read(12)
@@ -75,12 +80,12 @@ def fragments(file: BoundedFile, pixel_offset: int, num_frames: int) -> Fragment
         raise FileError("damaged", "encapsulated pixels")
     file.seek(pixel_offset + size)
     tag, length = _item(file)
+    base = pixel_offset + size + 8 + length
+    if tag == ITEM and base > file.num_bytes:
+        raise FileError("truncated", "offset table")
     if tag != ITEM or length % 4:
         raise FileError("damaged", "offset table")
     table = file.read(length)
-    if len(table) != length:
-        raise FileError("truncated", "offset table")
-    base = pixel_offset + size + 8 + length
     places = _places(file, base, num_frames)
     if num_frames == 1:
         return Fragments(places, (0, len(places)), None)
@@ -117,7 +122,9 @@ def _places(file: BoundedFile, base: int, num_frames: int) -> tuple[tuple[int, i
             raise FileError("damaged", "encapsulated pixels")
         places.append((position + 8, length))
         position += 8 + length
-    if not places or position > file.num_bytes:
+        if position > file.num_bytes:
+            raise FileError("truncated", "pixels")
+    if not places:
         raise FileError("truncated", "pixels")
     return tuple(places)
 
@@ -142,3 +149,27 @@ def _extended(file: BoundedFile, pixel_offset: int, num_frames: int) -> tuple[li
 def _begins(file: BoundedFile, place: tuple[int, int]) -> bool:
     file.seek(place[0])
     return file.read(min(8, place[1])).startswith(STARTS)
+
+
+def items_of(value: bytes) -> list[tuple[int, int]]:
+    """Where the value of each item in memory starts and ends; the first is the table of offsets.
+
+    Args:
+        value: Of the Pixel Data element, without the delimiter.
+
+    Raises:
+        FileError: `truncated` where an item is longer than what is there, `damaged` where it isn't items alone.
+    """
+    spans: list[tuple[int, int]] = []
+    place = 0
+    while place < len(value):
+        if value[place : place + 4] != ITEM or len(value) - place < 8:
+            raise FileError("damaged", "compressed frames")
+        start = place + 8
+        place = start + struct.unpack_from("<L", value, place + 4)[0]
+        if place > len(value):
+            raise FileError("truncated", "pixels")
+        spans.append((start, place))
+    if not spans:
+        raise FileError("damaged", "compressed frames")
+    return spans

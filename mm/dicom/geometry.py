@@ -122,6 +122,16 @@ def _check_gaps(along: Float[np.ndarray, " N"]) -> None:
         raise GeometryError("uneven_spacing", f"at slice {int(away.argmax()) + 1} of {len(along)}")
 
 
+def _turned(frames: Sequence[Frame], spacing: Float[np.ndarray, "2"]) -> Float[np.ndarray, " N"]:
+    """How many mm the farthest corner of each slice is off because it is turned against the first."""
+    turns = np.asarray([item.orientation for item in frames], dtype=np.float64) - np.asarray(frames[0].orientation)
+    instance = frames[0].instance
+    width, height = (instance.columns - 1) * spacing[1], (instance.rows - 1) * spacing[0]
+    away: Float[np.ndarray, " N"] = np.linalg.norm(turns[:, :3], axis=1) * width
+    away += np.linalg.norm(turns[:, 3:], axis=1) * height
+    return away
+
+
 def stack(frames: Sequence[Frame]) -> Stack:
     """Orders slices of one orientation and size and checks that they are a regular box, sheared or not.
 
@@ -154,8 +164,13 @@ def stack(frames: Sequence[Frame]) -> Stack:
             unsheared = off
         raise GeometryError("shifted_slice", f"slice {int(unsheared.argmax()) + 1} of {count}")
     distance = float((along[-1] - along[0]) / (count - 1))
+    drift = along - along[0] - distance * np.arange(count)
+    is_sheared = bool(off.max() > ROUNDING_MM)
+    away = np.hypot(drift, unsheared if is_sheared else off) + _turned(frames, spacing)[order]
+    if not away.max() <= MISPLACED_MM:
+        raise GeometryError("shifted_slice", f"slice {int(away.argmax()) + 1} of {count}")
     affine = np.eye(4)
-    affine[:3, 0] = normal * distance + (shear if off.max() > ROUNDING_MM else 0.0)
+    affine[:3, 0] = normal * distance + (shear if is_sheared else 0.0)
     affine[:3, 1] = along_column * spacing[0]
     affine[:3, 2] = along_row * spacing[1]
     affine[:3, 3] = positions[0]

@@ -19,6 +19,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from mm.dicom.allowlist import TAGS
 from mm.dicom.elements import WINDOW, TooDeep, Unsure, elements, walk
 from mm.dicom.errors import FileError
 from mm.dicom.guard import (
@@ -32,13 +33,15 @@ from mm.dicom.guard import (
     inflate,
     open_file,
 )
-from mm.dicom.instance import NATIVE, TAGS, Instance, belongs_to, instance_of
+from mm.dicom.instance import NATIVE, Instance, belongs_to, instance_of
 from mm.dicom.siblings import Siblings
 
 MAX_FRAME_PIXELS: Final = 178_956_970  # Pillow's limit of decompression bombs
 MAX_HEADER_BYTES: Final = 16 << 20
 TRANSFER_SYNTAX: Final = 0x00020010
 PIXELS: Final = 0x7FE00008  # Float, Double Float and Pixel Data
+FLOATS: Final = tuple(struct.pack(order + "HH", 0x7FE0, tag) for order in "<>" for tag in (0x0008, 0x0009))
+"""Tags of Float and Double Float Pixel Data."""
 POSITIONAL: Final = hasattr(os, "pread") and hasattr(os, "O_NONBLOCK")
 PIXEL_KINDS: Final = ("volume", "image", "localizer", "multiframe", "secondary_capture")
 
@@ -63,7 +66,8 @@ def _check_pixels(instance: Instance, head: bytes, num_bytes: int) -> None:
         raise FileError("missing_element", "Rows, Columns or BitsAllocated")
     element = pixel_element(head, instance.transfer_syntax_uid)
     if element is None:
-        raise FileError("truncated", "no pixels")
+        is_float = head[:4] in FLOATS
+        raise FileError("unsupported_pixels", "floating point") if is_float else FileError("truncated", "no pixels")
     start, length = element
     left = num_bytes - instance.pixel_offset - start
     if instance.transfer_syntax_uid not in NATIVE:

@@ -5,6 +5,7 @@ are left out. The table alone shows paths (relative ones, of refused files), for
 """
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, Final
 
 from mm.dicom.errors import REASONS, Reason
@@ -29,6 +30,11 @@ def _verdict(series: Series) -> str:
     return f"refused: {series.refused}" + (f", {series.place}" if series.place else "") + told
 
 
+def _printable(path: Path) -> str:
+    """A path on one line: what a terminal would obey, or no encoding holds, is escaped."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))
+
+
 def scan_table(scan: Scan) -> str:
     """A row a series, then the refused files by reason. Ends without a newline."""
     rows: list[tuple[str, ...]] = [HEADINGS]
@@ -47,7 +53,7 @@ def scan_table(scan: Scan) -> str:
         shown = [] if reason in SILENT else items[:PATHS_SHOWN]
         for item in shown:
             place = f" ({item.place})" if item.place else ""
-            lines.append(f"    {item.path.relative_to(scan.folder)}{place}")
+            lines.append(f"    {_printable(item.path.relative_to(scan.folder))}{place}")
         if shown and len(items) > len(shown):
             lines.append(f"    and {len(items) - len(shown)} more")
     return "\n".join(lines)

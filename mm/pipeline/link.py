@@ -11,8 +11,8 @@ from pathlib import Path
 from mm.dicom.errors import Reason
 from mm.dicom.scan import Scan, Study
 from mm.files import file_digest
+from mm.pipeline.attached import record_file, sound_files
 from mm.pipeline.case import ContextRow, PriorSource, Source
-from mm.pipeline.load import record_file, sound_files
 from mm.pipeline.pseudonym import Pseudonyms
 
 logger = logging.getLogger(__name__)

@@ -1,30 +1,25 @@
-"""Stages that load: selection rules are theirs, spacing, size and sound rate are the checkpoint's."""
+"""Stages that load: which series is theirs to say (`mm.pipeline.choose`), spacing, size and rate the checkpoint's."""
 
-import json
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
-from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-import soundfile
-import torch
-import torchaudio.functional
 from jaxtyping import Float
 
 from mm import ontology
 from mm.data.record import parse_record
 from mm.dicom.errors import DicomError, QualityError
 from mm.dicom.image import read_image
-from mm.dicom.instance import Instance
-from mm.dicom.quality import CHEST, Quality, image_quality, names_chest, volume_quality
+from mm.dicom.quality import Quality, image_quality, volume_quality
 from mm.dicom.resample import fit_image, resample
 from mm.dicom.scan import Series, Study
 from mm.dicom.volume import Volume, read_volume
+from mm.pipeline.attached import read_sound, record_content, sound_files
 from mm.pipeline.case import Case, InputError, Inputs, LoadedImage, LoadedVolume, Sealed, Source
+from mm.pipeline.choose import best_image, best_volume
 from mm.pipeline.stage import Stage
 from mm.report.evidence import Stack
 from mm.report.schema import SeriesUsed
@@ -33,12 +28,6 @@ logger = logging.getLogger(__name__)
 
 Policy = Literal["warn", "fail"]
 """What becomes of a series that `mm.dicom.quality` flags: a warning, or the same as of one that can't be read."""
-FRONTAL: Final = {"PA": 0, "AP": 0}
-"""ViewPosition by preference; any other comes behind."""
-LATERAL: Final = ("LL", "RL", "LATERAL", "LAT")
-SOUND_RATES: Final = (4000, 192000)
-MAX_RATIO: Final = 1024
-"""Largest denominator between two sound rates: the resampler's filters take memory with its square."""
 
 
 class LoadStage(Stage):
@@ -247,40 +236,10 @@ class LoadRecord(LoadStage):
         return replace(inputs, record=record if known else None).tell("record", count=known, detail=detail)
 
 
-# ------------------------------------------------------------------------------------------------- rules
-
-
-def best_volume(study: Study, modality: str, min_slices: int) -> Series | None:
-    """The series of a study that the rules of `LoadVolume` pick, or None.
-
-    A refused one is taken where there is no other: reading it then says why.
-    """
-    fitting = [
-        item
-        for item in study.series
-        if item.kind == "volume" and item.modality == modality and item.num_slices >= min_slices and of_chest(item)
-    ]
-    return max(
-        fitting,
-        key=lambda item: (
-            item.refused is None,
-            item.body_part.upper().startswith(CHEST),
-            item.num_slices,
-            item.series_instance_uid,
-        ),
-        default=None,
-    )
-
-
 def _passed_over(study: Study, used: Series) -> str | None:
     """Why another series of the kind that is used was no choice: it has lost a file."""
     broken = [item for item in study.series if item.modality == used.modality and item.refused == "broken_slice"]
     return broken[0].refused if broken else None
-
-
-def of_chest(series: Series) -> bool:
-    """False where BodyPartExamined names another region; where it names none anything may be seen."""
-    return names_chest(series.body_part)
 
 
 def _passed(quality: Quality, policy: Policy) -> Quality:
@@ -292,91 +251,6 @@ def _passed(quality: Quality, policy: Policy) -> Quality:
     if policy == "fail" and quality.faults:
         raise QualityError("low_quality", ", ".join(quality.faults))
     return quality
-
-
-def is_lateral(instance: Instance) -> bool:
-    """True for a side view, by ViewPosition or by rows that run from front to back (PatientOrientation)."""
-    rows = instance.patient_orientation[0][:1] if len(instance.patient_orientation) == 2 else ""
-    return instance.view.upper() in LATERAL or rows in ("A", "P")
-
-
-def best_image(study: Study, modalities: tuple[str, ...]) -> tuple[Series, int] | None:
-    """The radiograph of a study, as series and index in it, or None: a frontal one first, a lateral one never."""
-    fitting = [
-        (item.refused is not None, FRONTAL.get(instance.view.upper(), 1), modalities.index(item.modality), item, index)
-        for item in study.series
-        if item.kind == "image" and item.modality in modalities and of_chest(item)
-        for index, instance in enumerate(item.instances)
-        if not is_lateral(instance)
-    ]
-    best = min(fitting, key=lambda choice: (*choice[:3], choice[3].series_instance_uid, choice[4]), default=None)
-    return None if best is None else best[3:]
-
-
-def sound_files(source: Source) -> dict[str, Path]:
-    """Sound file by site: `--context` first, then fixed names beside the series."""
-    if source.row is not None and source.row.audio:
-        return dict(source.row.audio)
-    places = ((site, folder / f"sound_{site}.wav") for folder in source.folders for site in ontology.SOUND_SITES)
-    found: dict[str, Path] = {}
-    for site, path in places:
-        if site not in found and path.is_file():
-            found[site] = path
-    return found
-
-
-def record_file(source: Source) -> Path | None:
-    """The file that holds a study's record, or None."""
-    if source.row is not None and source.row.record is not None:
-        return source.row.record if isinstance(source.row.record, Path) else None
-    return next((folder / "record.json" for folder in source.folders if (folder / "record.json").is_file()), None)
-
-
-def record_content(source: Source) -> dict[str, Any] | None:
-    """A study's record as JSON, or None.
-
-    Raises:
-        InputError: The file can't be read, or holds no JSON object.
-    """
-    if source.row is not None and isinstance(source.row.record, dict):
-        return source.row.record
-    path = record_file(source)
-    if path is None:
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: text, JSON, or digits without end
-        raise InputError("record_unreadable") from error
-    if not isinstance(content, dict):
-        raise InputError("record_layout")
-    return content
-
-
-def read_sound(path: Path, *, rate: int, max_seconds: float) -> Float[np.ndarray, " T"]:
-    """A sound file as mono float32 at `rate`.
-
-    Raises:
-        InputError: The file can't be read, is empty, has a rate outside 4000 to 192000 Hz or samples that are no
-            numbers.
-    """
-    try:
-        with soundfile.SoundFile(path) as file:
-            given = file.samplerate
-            if not SOUND_RATES[0] <= given <= SOUND_RATES[1]:
-                raise InputError("audio_rate")
-            stored = file.read(int(max_seconds * given), dtype="float32", always_2d=True)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise InputError("audio_unreadable") from error
-    if len(stored) == 0:
-        raise InputError("audio_empty")
-    if not np.isfinite(stored).all():
-        raise InputError("audio_not_finite")
-    mono: Float[np.ndarray, " T"] = stored.mean(axis=1, dtype=np.float32)
-    if given != rate:
-        # 44101 Hz has no divisor in common with 8000 Hz; a ratio of small numbers is off by 1 in 2000 at most.
-        ratio = Fraction(rate, given).limit_denominator(MAX_RATIO)
-        mono = torchaudio.functional.resample(torch.from_numpy(mono), ratio.denominator, ratio.numerator).numpy()
-    return mono
 
 
 def _short(value: float) -> str:

@@ -15,10 +15,10 @@ from mm.dicom.errors import REASONS
 from mm.dicom.scan import Scan, scan
 from mm.pipeline.build import Built, build_pipeline
 from mm.pipeline.case import Case, ContextRow, Failure, Source
+from mm.pipeline.choose import of_chest
 from mm.pipeline.context import read_context
 from mm.pipeline.ledger import Ledger, Line, open_ledger
 from mm.pipeline.link import Digests, fingerprint, link, refused_studies
-from mm.pipeline.load import of_chest
 from mm.pipeline.progress import Tell, progress
 from mm.pipeline.pseudonym import KeyMap, Pseudonyms, open_private
 

@@ -375,8 +375,10 @@ frames("a frame that is no codestream", J2K, items(b"\0" * 64), *BAD_FRAME)
 frames("fragments that aren't items", J2K, b"no items here, only text" * 9, *BAD_FRAME)
 frames("no fragments", J2K, items(), *BAD_FRAME)
 frames("fragments without end", J2K, items(FRAMES[J2K], end=False)[:-40], *BAD_FRAME, "read")
-frames("a fragment of 2^31 bytes", J2K, b"\xfe\xff\x00\xe0\0\0\0\0\xfe\xff\x00\xe0\0\0\0\x80" + FRAMES[J2K], *BAD_FRAME,
-       "read")  # fmt: skip
+for _claim in (1 << 31, UNDEFINED - 1, UNDEFINED, 2000):
+    _item = b"\xfe\xff\x00\xe0" + struct.pack("<L", _claim)
+    frames(f"a fragment of {_claim} bytes", J2K, b"\xfe\xff\x00\xe0\0\0\0\0" + _item + FRAMES[J2K], "truncated")
+    frames(f"a table of {_claim} bytes", J2K, _item + FRAMES[J2K], "truncated")
 frames("a table that points outside", J2K,
        items(FRAMES[J2K], FRAMES[J2K], table=struct.pack("<2L", 0, 1 << 30)), *BAD_FRAME,
        "multiframe", "single_slice", "missing_geometry", "duplicate_position", frames=2)  # fmt: skip
@@ -393,6 +395,16 @@ def _extended_table(offsets: bytes, lengths: bytes) -> Callable[[Path], None]:
     return make
 
 
+file(
+    "floats instead of integers",
+    lambda: _with_pixels(element(0x7FE00008, "OF", bytes(4 * SIDE * SIDE))),
+    "unsupported_pixels",
+)
+file(
+    "doubles instead of integers",
+    lambda: _with_pixels(element(0x7FE00009, "OD", bytes(8 * SIDE * SIDE))),
+    "unsupported_pixels",
+)
 case("an extended table that points outside",
      _extended_table(struct.pack("<2Q", 0, 1 << 60), struct.pack("<2Q", 1 << 60, 8)),
      *BAD_FRAME, "multiframe", "missing_geometry", "single_slice")  # fmt: skip

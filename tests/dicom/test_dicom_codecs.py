@@ -28,7 +28,8 @@ from pydicom.uid import (
 
 from mm.dicom import codecs
 from mm.dicom.codecs import Job, decode
-from mm.dicom.errors import DicomError, PixelError
+from mm.dicom.errors import DicomError, FileError, PixelError
+from mm.dicom.fragments import items_of
 from mm.dicom.header import read_header
 from mm.dicom.pixels import read_pixels, read_planes
 
@@ -253,6 +254,18 @@ def test_frames_are_found_however_they_are_cut(tmp_path):
     two = fragment(b"") + b"".join(halves)[: len(halves[0])] + end
     lost = encapsulated(tmp_path / "lost", two, JPEG2000Lossless, GREY, NumberOfFrames=4)
     assert reason_of(lost) == "damaged"
+
+
+@pytest.mark.parametrize("claim", [1 << 31, 0xFFFFFFFF, 1 << 20])
+def test_an_item_longer_than_the_file_is_truncated(tmp_path, claim):
+    frame = jpeg2000(GREY)
+    lie = b"\xfe\xff\x00\xe0" + struct.pack("<L", claim)
+    kept = encapsulated(tmp_path / "fragment", fragment(b"") + lie + frame, JPEG2000Lossless, GREY)
+    assert reason_of(kept) == "truncated"
+    kept = encapsulated(tmp_path / "table", lie + frame, JPEG2000Lossless, GREY)
+    assert reason_of(kept) == "truncated"
+    with pytest.raises(FileError, match="truncated"):
+        items_of(fragment(b"") + lie + frame)
 
 
 def test_an_error_ends_the_planes_there(tmp_path):

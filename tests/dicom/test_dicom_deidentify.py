@@ -324,6 +324,12 @@ def test_what_cannot_be_cleaned_is_refused_and_does_not_stop_the_rest(tmp_path, 
     assert reasons == ["document", "document", "truncated", "unknown_object", "unknown_object", "written"]
 
 
+@pytest.mark.parametrize("tail", ["2.2", "4.4", "128.1", "1.2.1", "13.1.3", "20"])
+def test_every_kind_of_image_is_taken(tmp_path, tail):
+    save(tmp_path / "in" / "a", PIXELS, SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{tail}")
+    assert deidentify(tmp_path / "in", tmp_path / "out").num_written == 1
+
+
 def test_the_audit_counts_and_names_nothing(tmp_path, capsys):
     made = copy(tmp_path, capsys, InstitutionName="Charity", KVP="120", StudyDescription="Charity")
     (line,) = (tmp_path / "out" / "audit.jsonl").read_text().splitlines()

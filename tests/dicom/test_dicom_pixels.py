@@ -15,7 +15,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from mm.dicom.codestream import codestream_shape
+from mm.dicom.codestream import Codestream, codestream
 from mm.dicom.errors import DicomError, KindError, PixelError
 from mm.dicom.image import read_image
 from mm.dicom.pixels import read_pixels
@@ -172,13 +172,15 @@ def test_jpeg_is_read_and_a_codestream_of_another_size_refused(tmp_path):
 
 
 def test_codestream_shapes():
-    assert codestream_shape(jpeg(np.zeros((10, 20), np.uint8))) == (10, 20)
+    assert codestream(jpeg(np.zeros((10, 20), np.uint8))) == Codestream(10, 20, 1, 8)
     for bare in (True, False):
         stream = io.BytesIO()
         Picture.fromarray(np.zeros((12, 34), np.uint8)).save(stream, "JPEG2000", no_jp2=bare)
-        assert codestream_shape(stream.getvalue()) == (12, 34)
-    assert codestream_shape(b"") is None
-    assert codestream_shape(b"\xff\xd8\xff\xe0") is None
+        found = codestream(stream.getvalue())
+        assert found is not None
+        assert (found.rows, found.columns) == (12, 34)
+    assert codestream(b"") is None
+    assert codestream(b"\xff\xd8\xff\xe0") is None
 
 
 JLS_HEAD = b"\xff\xd8\xff\xf7\x00\x0b\x08\x00\x04\x00\x06\x01\x01\x11\x00"

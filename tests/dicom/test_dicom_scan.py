@@ -340,6 +340,14 @@ def test_every_reason_is_explained_and_documented():
     assert all(f"`{reason}`" in page for reason in REASONS)
 
 
+def test_the_table_escapes_what_a_terminal_would_obey(slices):
+    folder = slices(2)
+    whole = next(folder.iterdir()).read_bytes()
+    (folder / os.fsdecode(b"a\xff\x1b[31m\n.dcm")).write_bytes(whole[:-8])
+    table = scan_table(scan(folder))
+    assert table.encode().count(rb"a\udcff\x1b[31m\n.dcm") == 1
+
+
 def test_an_error_carries_its_code():
     error = FileError("truncated", "pixels")
     assert error.reason == "truncated"

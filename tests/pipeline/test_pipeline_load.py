@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from mm.pipeline.attached import read_sound
 from mm.pipeline.case import InputError
-from mm.pipeline.load import read_sound
 
 
 def write(path, samples, rate):
