@@ -18,9 +18,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 from pydicom.values import convert_value
 
+from mm.dicom.allowlist import TAGS
 from mm.dicom.errors import FileError
 from mm.dicom.guard import guarded
-from mm.dicom.instance import TAGS
 
 WINDOW: Final = 8 << 10  # bytes of the first read; most headers fit
 LARGEST: Final = 1 << 20  # of a window that grows around one long element

@@ -13,11 +13,8 @@ from pydicom.uid import (
 )
 
 from mm.dicom import values
-from mm.dicom.allowlist import TAGS as TAGS
 from mm.dicom.errors import FileError
-from mm.dicom.kinds import ENHANCED as ENHANCED
-from mm.dicom.kinds import Kind as Kind
-from mm.dicom.kinds import kind_of
+from mm.dicom.kinds import ENHANCED, MODALITIES, OTHER, Kind, kind_of
 from mm.dicom.marks import Marks, moment, number, numbers
 
 NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
@@ -42,7 +39,7 @@ class Concatenation:
 
 @dataclass(frozen=True)
 class Instance:
-    """What is kept of one file. Fields that could name a patient are left out of its `repr`.
+    """What is kept of one file. Fields that could name a patient, and all free text, are left out of its `repr`.
 
     `position` and `orientation` are ImagePositionPatient and ImageOrientationPatient in LPS mm, `spacing`
     is (row, column) in mm; None where missing or not numbers. `pixel_offset` is where the pixel element
@@ -64,30 +61,30 @@ class Instance:
     columns: int
     num_frames: int
     samples: int
-    photometric: str
+    photometric: str = field(repr=False)
     bits_allocated: int
     bits_stored: int
     high_bit: int
     signed: bool
     slope: float | None
     intercept: float | None
-    rescale_type: str
+    rescale_type: str = field(repr=False)
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     spacing: tuple[float, ...] | None
     slice_thickness: float | None
-    image_type: tuple[str, ...]
-    patient_orientation: tuple[str, ...]
-    view: str
-    laterality: str
-    manufacturer: str
-    model: str
-    body_part: str
-    kernel: str
+    image_type: tuple[str, ...] = field(repr=False)
+    patient_orientation: tuple[str, ...] = field(repr=False)
+    view: str = field(repr=False)
+    laterality: str = field(repr=False)
+    manufacturer: str = field(repr=False)
+    model: str = field(repr=False)
+    body_part: str = field(repr=False)
+    kernel: str = field(repr=False)
     pixel_offset: int
     padding: tuple[int, int] | None = None
     """Lowest and highest stored value that means no data (PixelPaddingValue, PixelPaddingRangeLimit)."""
-    units: str = ""
+    units: str = field(default="", repr=False)
     """Units of a PET: "BQML", "CNTS", "GML" (an SUV) ..."""
     marks: Marks = field(default=Marks(), repr=False)
     concatenation: Concatenation | None = field(default=None, repr=False)
@@ -224,7 +221,8 @@ def instance_of(path: Path, data: values.Elements, transfer_syntax_uid: str, pix
         FileError: `missing_element` or `invalid_uid`.
         ValueError: An element holds no number where one is due (as pydicom raises it, value quoted: guard it).
     """
-    modality = values.text(data, "Modality", 16)
+    named = values.text(data, "Modality", 16)
+    modality = named if named in MODALITIES or not named else OTHER  # it is shown, so nothing else gets in
     image_type = values.words(data, "ImageType")
     num_frames = values.integer(data, "NumberOfFrames", 1)
     sop_class_uid = values.uid(data, "SOPClassUID")

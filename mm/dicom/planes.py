@@ -32,7 +32,7 @@ def _is_plain(frame: Frame, shape: tuple[int, ...]) -> bool:
     except PixelError:
         return False
     plain = instance.transfer_syntax_uid in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-    return POSITIONAL and plain and shape == (instance.rows, instance.columns)
+    return POSITIONAL and plain and instance.bits_allocated >= 8 and shape == (instance.rows, instance.columns)
 
 
 def _read_plane(frame: Frame, out: Float[np.ndarray, "Y X"], buffer: bytearray) -> bool:

@@ -19,7 +19,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from mm.dicom.errors import DicomError, FileError, KindError, Reason
 from mm.dicom.guard import guarded
 from mm.dicom.header import read_header
-from mm.dicom.instance import ENHANCED, Frame, Instance, Kind
+from mm.dicom.instance import Frame, Instance
+from mm.dicom.kinds import ENHANCED, Kind
 from mm.dicom.multiframe import check_concatenations, frames_of
 from mm.dicom.pixels import check_greyscale, read_samples
 from mm.dicom.siblings import Siblings

@@ -113,3 +113,14 @@ def test_every_real_volume_is_equal_both_ways(real):
                 np.testing.assert_array_equal(out.view(np.int32), expected.view(np.int32))
                 compared += 1
     assert compared >= 6
+
+
+def test_planes_of_single_bits(tmp_path):
+    bits = RNG.integers(0, 2, (3, 8, 16), dtype=np.uint8)
+    packed = {"Rows": 8, "Columns": 16, "BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}
+    for z, plane in enumerate(bits):
+        own = {"SOPInstanceUID": f"1.2.3.1.{z}", "ImagePositionPatient": [0, 0, 2 * z]}
+        save(tmp_path / str(z), np.packbits(plane, bitorder="little").reshape(1, -1), **packed, **own)
+    out = np.empty(bits.shape, np.float32)
+    fill(out, scan(tmp_path).studies[0].series[0].frames)
+    np.testing.assert_array_equal(out, bits)
