@@ -149,29 +149,36 @@ class Scan:
     rejected: tuple[Rejected, ...]
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, sorted; links to folders aren't followed, so nothing is met in a circle."""
-    for root, folders, names in os.walk(folder):
+def _files(folder: Path, closed: list[Path]) -> Iterator[Path]:
+    """Every file below a folder, sorted; links to folders aren't followed, so nothing is met in a circle.
+
+    Args:
+        folder: Where.
+        closed: Gets the folders that can't be listed.
+    """
+    for root, folders, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         folders.sort()
         yield from (Path(f"{root}/{name}") for name in sorted(names))
 
 
-def _sources(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[Path]]:
-    """The folder that holds everything, and every file once.
+def _sources(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[Path], list[Path]]:
+    """The folder that holds everything, every file once, and the folders that can't be listed.
 
     Raises:
         ValueError: Something isn't there.
     """
+    closed: list[Path] = []
     if isinstance(source, (str, Path)):
         if not Path(source).is_dir():
             raise ValueError(f"folder must be an existing folder, got {str(source)!r}")
-        return Path(source), list(_files(Path(source)))
+        return Path(source), list(_files(Path(source), closed)), closed
     paths = [Path(item).absolute() for item in source]
     missing = next((path for path in paths if not path.exists()), None)
     if missing is not None or not paths:
         raise ValueError(f"every file and folder must exist, and there must be one; got {str(missing)!r}")
-    every = {file for path in paths for file in (_files(path) if path.is_dir() else (path,))}
-    return Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths])), sorted(every)
+    every = {file for path in paths for file in (_files(path, closed) if path.is_dir() else (path,))}
+    root = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
+    return root, sorted(every), closed
 
 
 def _check_kind(kind: Kind, instances: tuple[Instance, ...]) -> None:
@@ -304,8 +311,8 @@ def scan(source: str | Path | Sequence[str | Path], progress: Callable[[int, int
     Raises:
         ValueError: The folder, or one of the files, doesn't exist.
     """
-    root, paths = _sources(source)
-    rejected: list[Rejected] = []
+    root, paths, closed = _sources(source)
+    rejected = [Rejected(path, "unreadable") for path in closed]
     studies: dict[str, list[Instance]] = defaultdict(list)
     patients: dict[str, set[str]] = defaultdict(set)
     found: list[Instance] = []

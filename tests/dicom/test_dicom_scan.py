@@ -408,3 +408,19 @@ def test_a_lossless_copy_in_another_transfer_syntax_is_a_duplicate(slices, noise
         data.compress(RLELossless, generate_instance_uid=False)
         data.save_as(folder / f"copy_{path.name}")
     assert reasons(folder) == [reason] * (6 if noise else 3)
+
+
+def test_a_folder_that_cannot_be_listed_is_told(slices, monkeypatch):
+    folder = slices(3)
+    (folder / "closed").mkdir()
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = scan(folder)
+    assert [(item.path.name, item.reason) for item in found.rejected] == [("closed", "unreadable")]
+    assert found.studies[0].series[0].refused is None
