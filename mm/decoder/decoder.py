@@ -1,5 +1,6 @@
 """The decoder: a prompt with a slot and a memory in, one sentence out."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,14 +8,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mm.attention import Causal, Keys
+from mm.attention import SPLIT_K_PAGE, Causal, Keys, Mask
 from mm.batch import SPECIAL_IDS, Padded, Slots, Tokens, Writing
 from mm.decoder.cache import DecodingState, LayerCache, MemoryKeys
 from mm.decoder.experts import MixtureOfExperts
 from mm.decoder.generate import GREEDY, Generated, Sampling, write
 from mm.decoder.layer import DecoderLayer, SlotEmbedding
+from mm.decoder.paged import PagedCache, Pass
 from mm.decoder.router import Gates, Routing
-from mm.transformer import RMSNorm
+from mm.transformer import KeyValueCache, RMSNorm
+
+WHOLE_ROWS = Causal()
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,7 @@ class MoEDecoder(nn.Module):
         *,
         sampling: Sampling = GREEDY,
         rows: Int[Tensor, " M"] | None = None,
+        decode: Callable[[list[int]], str] | None = None,
     ) -> Generated:
         """Writes every row, with cached keys and values; call it in evaluation mode.
 
@@ -175,6 +180,7 @@ class MoEDecoder(nn.Module):
             memory: As in `forward`.
             sampling: Greedy by default.
             rows: As in `forward`.
+            decode: The tokenizer's; needed for stop strings.
         """
         prompt = writing.prompt
         capacity = prompt.values.shape[1] + sampling.max_new_tokens
@@ -184,7 +190,7 @@ class MoEDecoder(nn.Module):
         hidden, _ = self._run(prompt.values, prompt.lengths, writing.slots, keys, caches=caches)
         last = hidden[torch.arange(len(hidden), device=hidden.device), prompt.lengths - 1]
         state = DecodingState(caches, keys, start).advance(prompt.lengths)
-        return write(self, self._logits(last), state, sampling=sampling)
+        return write(self, self._logits(last), state, sampling=sampling, decode=decode)
 
     def step(self, ids: Int[Tensor, " M"], state: DecodingState) -> tuple[Float[Tensor, "M V"], DecodingState]:
         """Logits behind one more token a row, and the state after it."""
@@ -196,24 +202,72 @@ class MoEDecoder(nn.Module):
             x, _ = layer(x, real=real, mask=mask, memory=memory, positions=state.lengths[:, None], cache=cache)
         return self._logits(x[:, 0]), state.advance(state.lengths + 1)
 
+    def paged_cache(self, *, num_blocks: int, page_size: int) -> PagedCache:
+        """Room for keys and values of all layers; for the engine.
+
+        Raises:
+            ValueError: The paged kernel on CUDA can't read pages of this size.
+        """
+        device = self.embedding.weight.device
+        if device.type == "cuda" and page_size % SPLIT_K_PAGE:
+            raise ValueError(f"page_size must be a multiple of {SPLIT_K_PAGE} on CUDA, got {page_size}")
+        return PagedCache(len(self.layers), num_blocks=num_blocks, page_size=page_size, device=device)
+
+    @torch.no_grad()
+    def remember(self, memory: Tokens) -> tuple[MemoryKeys, ...]:
+        """Every layer's keys and values of some memories; for the engine."""
+        return self._project(memory, None)
+
+    @torch.no_grad()
+    def read(
+        self,
+        ids: Int[Tensor, "M L"],
+        cache: PagedCache,
+        now: Pass,
+        *,
+        slots: Slots | None,
+        memory: tuple[MemoryKeys, ...],
+    ) -> Float[Tensor, "M V"]:
+        """Some more tokens of some rows, their past in pages; for the engine.
+
+        Args:
+            ids: New tokens, padded on the right.
+            cache: Gets their keys and values.
+            now: Where they belong.
+            slots: Of the rows; None where no prompt is among the new tokens.
+            memory: Of the rows.
+
+        Returns:
+            Logits behind each row's last new token.
+        """
+        hidden, _ = self._run(
+            ids, now.counts, slots, memory, caches=cache.bind(now), mask=now.mask(), positions=now.positions
+        )
+        return self._logits(hidden[torch.arange(len(ids), device=ids.device), now.counts - 1])
+
     def _run(
         self,
         ids: Int[Tensor, "M L"],
         lengths: Int[Tensor, " M"],
-        slots: Slots,
+        slots: Slots | None,
         memory: tuple[MemoryKeys, ...],
         *,
-        caches: tuple[LayerCache, ...] | None = None,
+        caches: Sequence[KeyValueCache] | None = None,
+        mask: Mask = WHOLE_ROWS,
+        positions: Int[Tensor, "#M L"] | None = None,
     ) -> tuple[Float[Tensor, "M L D"], list[Routing]]:
-        """All layers over whole rows, padded on the right: causal attention alone keeps padding out of sight."""
-        here = (ids == SPECIAL_IDS.slot)[:, :, None]
-        x = self._embed(ids) + here * self.slot(slots)[:, None]
+        """All layers over rows padded on the right: causal attention alone keeps padding out of sight."""
+        x = self._embed(ids)
+        if slots is not None:
+            here = (ids == SPECIAL_IDS.slot)[:, :, None]
+            x = x + here * self.slot(slots)[:, None]
         places = torch.arange(ids.shape[1], device=ids.device)
+        positions = places[None] if positions is None else positions
         real = (places < lengths[:, None]).flatten().nonzero()[:, 0]
         routings = []
         for index, layer in enumerate(self._layers()):
             cache = None if caches is None else caches[index]
-            x, routing = layer(x, real=real, mask=Causal(), memory=memory[index], positions=places[None], cache=cache)
+            x, routing = layer(x, real=real, mask=mask, memory=memory[index], positions=positions, cache=cache)
             routings.append(routing)
         return x, routings
 

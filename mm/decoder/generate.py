@@ -1,5 +1,6 @@
 """From logits to sentences: the next token greedily or by chance, and the loop around it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -23,12 +24,17 @@ class Sampling:
         temperature: 0: the most probable token; higher: more chance.
         top_p: Only the most probable tokens that together reach this mass are drawn from (Holtzman 2020).
         seed: Of all rows, or one a row. A row's draws depend on its own seed alone, not on its neighbours.
+        repetition_penalty: A logit of a token that the row has written before is divided by it where positive and
+            multiplied where negative (Keskar et al. 2019, CTRL); the prompt doesn't count. 1: none.
+        stop: A row ends with the token that completes one of these strings.
     """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | tuple[int, ...] = 0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -37,9 +43,15 @@ class Sampling:
             raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.temperature == 0 and self.top_p < 1:
+            raise ValueError(f"top_p must be 1 with temperature 0 (greedy draws from no set), got {self.top_p}")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+        if "" in self.stop:
+            raise ValueError(f"stop must hold strings of at least one character, got {self.stop!r}")
 
-    def draws(self, rows: int) -> Float[Tensor, "M S"]:
-        """Uniform numbers for every row and step.
+    def seeds(self, rows: int) -> tuple[int, ...]:
+        """One a row.
 
         Raises:
             ValueError: There is not one seed a row.
@@ -47,6 +59,15 @@ class Sampling:
         seeds = (self.seed,) * rows if isinstance(self.seed, int) else self.seed
         if len(seeds) != rows:
             raise ValueError(f"seed must be one number or {rows} (one a row), got {len(seeds)}")
+        return seeds
+
+    def draws(self, rows: int) -> Float[Tensor, "M S"]:
+        """Uniform numbers for every row and step.
+
+        Raises:
+            ValueError: There is not one seed a row.
+        """
+        seeds = self.seeds(rows)
         made = {seed: torch.Generator().manual_seed(seed) for seed in seeds}
         streams = {seed: torch.rand(self.max_new_tokens, generator=made[seed]) for seed in made}
         return torch.stack([streams[seed] for seed in seeds]) if seeds else torch.empty(0, self.max_new_tokens)
@@ -88,17 +109,26 @@ class StepwiseDecoder(Protocol):
 
 
 def choose(
-    logits: Float[Tensor, "M V"], *, sampling: Sampling, draw: Float[Tensor, " M"]
+    logits: Float[Tensor, "M V"],
+    *,
+    sampling: Sampling,
+    draw: Float[Tensor, " M"],
+    written: Int[Tensor, "M W"] | None = None,
 ) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
     """The next token of each row and its log-probability.
 
     Args:
         logits: Of the next token.
-        sampling: Temperature and top_p.
+        sampling: Temperature, top_p and repetition penalty.
         draw: A uniform number a row; not used when greedy.
+        written: What each row has written so far, padded; needed for a repetition penalty.
     """
     log_probabilities = logits.float().log_softmax(-1)
-    allowed = log_probabilities.clone()
+    if sampling.repetition_penalty == 1:
+        allowed = log_probabilities.clone()
+    else:
+        assert written is not None, "a repetition penalty needs what was written"
+        allowed = penalised(logits.float(), written, sampling.repetition_penalty).log_softmax(-1)
     allowed[:, list(NEVER_WRITTEN)] = -torch.inf
     if sampling.temperature == 0:
         ids = allowed.argmax(-1)
@@ -113,8 +143,19 @@ def choose(
     return ids, log_probabilities.gather(-1, ids[:, None])[:, 0]
 
 
+def penalised(logits: Float[Tensor, "M V"], written: Int[Tensor, "M W"], penalty: float) -> Float[Tensor, "M V"]:
+    """Logits of written tokens, made less probable; once, however often a token was written."""
+    those = logits.gather(-1, written)
+    return logits.scatter(-1, written, torch.where(those > 0, those / penalty, those * penalty))
+
+
 def write(
-    decoder: StepwiseDecoder, logits: Float[Tensor, "M V"], state: DecodingState, *, sampling: Sampling
+    decoder: StepwiseDecoder,
+    logits: Float[Tensor, "M V"],
+    state: DecodingState,
+    *,
+    sampling: Sampling,
+    decode: Callable[[list[int]], str] | None = None,
 ) -> Generated:
     """Writes until every row has ended; rows that have ended leave the batch.
 
@@ -123,16 +164,26 @@ def write(
         logits: Behind each prompt.
         state: Behind each prompt.
         sampling: How tokens are chosen.
+        decode: Ids to text.
+
+    Raises:
+        ValueError: There are stop strings and no `decode`.
     """
+    if sampling.stop and decode is None:
+        raise ValueError(f"stop {sampling.stop!r} needs `decode`, the tokenizer's, got None")
     rows, device = len(logits), logits.device
     draws = sampling.draws(rows).to(device)
     ids = torch.full((rows, sampling.max_new_tokens), SPECIAL_IDS.pad, dtype=torch.long, device=device)
     log_probabilities = torch.zeros(rows, sampling.max_new_tokens, device=device)
     active = torch.arange(rows, device=device)
     for index in range(sampling.max_new_tokens):
-        chosen, scores = choose(logits, sampling=sampling, draw=draws[active, index])
+        chosen, scores = choose(logits, sampling=sampling, draw=draws[active, index], written=ids[active, :index])
         ids[active, index], log_probabilities[active, index] = chosen, scores
-        going = (chosen != SPECIAL_IDS.end).nonzero()[:, 0]
+        ended = chosen == SPECIAL_IDS.end
+        if decode is not None and sampling.stop:
+            texts = [decode(row) for row in ids[active, : index + 1].tolist()]
+            ended |= torch.tensor([any(stop in text for stop in sampling.stop) for text in texts], device=device)
+        going = (~ended).nonzero()[:, 0]
         if len(going) == 0 or index + 1 == sampling.max_new_tokens:
             break
         if len(going) < len(active):

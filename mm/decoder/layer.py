@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from mm import ontology
 from mm.attention import Mask, attend
 from mm.batch import SLOT_KINDS, Slots, Tokens
-from mm.decoder.cache import LayerCache, MemoryKeys
+from mm.decoder.cache import MemoryKeys
 from mm.decoder.experts import MixtureOfExperts
 from mm.decoder.router import Routing
-from mm.transformer import CrossAttention, RMSNorm, SelfAttention
+from mm.transformer import CrossAttention, KeyValueCache, RMSNorm, SelfAttention
 
 
 class SlotEmbedding(nn.Module):
@@ -72,7 +72,7 @@ class DecoderLayer(nn.Module):
         mask: Mask,
         memory: MemoryKeys,
         positions: Int[Tensor, "#M L"],
-        cache: LayerCache | None = None,
+        cache: KeyValueCache | None = None,
     ) -> tuple[Float[Tensor, "M L D"], Routing]:
         """One layer; `real` are the places of real tokens in the flattened rows, the only ones that are routed."""
         x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask, positions=positions, cache=cache))
