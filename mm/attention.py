@@ -1,226 +1,41 @@
-"""Attention behind one function, and what may be seen as small frozen dataclasses.
+"""Attention behind one function; what may be seen is a `Mask` (`mm.masks`, to be imported from here).
 
-`attend` takes [B M H K] tensors and a `Mask`. On CUDA it runs xFormers' memory-efficient kernels, elsewhere
-PyTorch's scaled dot-product attention on the dense mask. Each mask knows itself twice: `.dense()` is a plain
-boolean table, the oracle that tests compare with, and `.bias()` is the xFormers object of the same meaning,
-which can be built without a GPU. Causal masks are aligned at the bottom right: the last query sees the last
-key, so that a short query against a long cache is right. A query that may see no key yields zeros.
+`attend` takes [B M H K] tensors. On CUDA it runs xFormers' memory-efficient kernels, elsewhere and where they have
+none PyTorch's scaled dot-product attention on the dense mask. A query that may see no key yields zeros.
 
-This is the only module that imports xFormers, and it does so when it is first needed.
+Keys and values may have fewer heads than queries: each is then read by a group of neighbouring query heads
+(grouped-query attention, Ainslie et al. 2023). They are never copied where one query a row is decoded nor in
+xFormers' forward; they are copied for each reader in training, for its kernels know no grouped backward.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+from mm.masks import Causal, Full, Keys, Mask, Packed, Paged, Window, additive
+
+__all__ = ["Causal", "Full", "Keys", "Mask", "Packed", "Paged", "Window", "attend"]
 
 SPLIT_K_WIDTHS = (16, 32, 64, 128, 256, 512)
 """Head widths that xFormers' paged kernel (Triton split-K) is written for."""
 SPLIT_K_QUERIES = 16
 SPLIT_K_PAGE = 64
+WIDEST = 256
+"""Head width up to which the half-precision kernel goes; wider heads are left to PyTorch."""
 WRITTEN_OUT_SCORES = 512 * 512
 """Up to so many scores a head, bfloat16 attention on a CPU is written out; beyond, memory matters more."""
 
 
-class Mask(ABC):
-    """Which keys a query may see."""
-
-    @abstractmethod
-    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
-        """True where query m may see key n; C is 1 or the batch size."""
-
-    @abstractmethod
-    def bias(self, q_len: int, k_len: int) -> object:
-        """The same as an xFormers bias: an AttentionBias, a float tensor [C 1 M N], or None for all.
-
-        Raises:
-            ImportError: xFormers isn't installed.
-        """
-
-
-def _causal(q_len: int, k_len: int, *, left: int | None = None, right: int = 0) -> Bool[Tensor, "M N"]:
-    """Bottom-right aligned band: key n is seen from query position p where p - left <= n <= p + right."""
-    place = torch.arange(q_len)[:, None] + (k_len - q_len)
-    key = torch.arange(k_len)[None, :]
-    seen = key <= place + right
-    return seen if left is None else seen & (key >= place - left)
-
-
-@dataclass(frozen=True)
-class Full(Mask):
-    """Every query sees every key."""
-
-    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
-        """All True."""
-        return torch.ones(1, q_len, k_len, dtype=torch.bool)
-
-    def bias(self, q_len: int, k_len: int) -> object:  # noqa: ARG002
-        """None: xFormers' word for no mask."""
-        return None
-
-
-@dataclass(frozen=True)
-class Causal(Mask):
-    """A query sees no key nearer to the end than itself (bottom-right aligned)."""
-
-    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
-        """Lower triangle that ends in the bottom right corner."""
-        return _causal(q_len, k_len)[None]
-
-    def bias(self, q_len: int, k_len: int) -> object:  # noqa: ARG002
-        """LowerTriangularFromBottomRightMask."""
-        return _biases().LowerTriangularFromBottomRightMask()
-
-
-@dataclass(frozen=True)
-class Window(Mask):
-    """A query sees `left` keys before its place, its place, and `right` keys after (bottom-right aligned)."""
-
-    left: int
-    right: int = 0
-
-    def __post_init__(self) -> None:
-        if self.left < 0 or self.right < 0:
-            raise ValueError(f"left and right must be 0 or more, got left={self.left}, right={self.right}")
-
-    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
-        """A band."""
-        return _causal(q_len, k_len, left=self.left, right=self.right)[None]
-
-    def bias(self, q_len: int, k_len: int) -> object:  # noqa: ARG002
-        """The causal local bias where nothing is seen ahead (more kernels know it), else the two-sided one."""
-        if self.right == 0:
-            return _biases().LowerTriangularFromBottomRightLocalAttentionMask(self.left + 1)
-        return _biases().LocalAttentionFromBottomRightMask(window_left=self.left, window_right=self.right)
-
-
-@dataclass(frozen=True)
-class Keys(Mask):
-    """Only the keys that are marked: padding of any shape, one row a batch element.
-
-    Attributes:
-        valid: True where a key is real.
-        causal: Also hide keys after the query's place (bottom-right aligned over all keys, valid or not).
-    """
-
-    valid: Bool[Tensor, "B N"]
-    causal: bool = False
-
-    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
-        """The rows of `valid`, repeated for each query."""
-        assert self.valid.shape[1] == k_len, f"{k_len} keys, but the mask knows {self.valid.shape[1]}"
-        seen = self.valid[:, None, :].expand(-1, q_len, -1)
-        return seen & _causal(q_len, k_len).to(seen.device) if self.causal else seen
-
-    def bias(self, q_len: int, k_len: int) -> Float[Tensor, "B 1 M N"]:
-        """0 where seen and -inf where not; rows lie 8 apart as the kernels want them."""
-        return _additive(self.dense(q_len, k_len), torch.float32)
-
-
-@dataclass(frozen=True)
-class Packed(Mask):
-    """Sequences laid end to end in a batch of one; none sees another.
-
-    Attributes:
-        queries: Length of each sequence's queries.
-        keys: Length of each sequence's keys; None for the same as `queries`.
-        causal: Bottom-right aligned within each sequence, whose keys must be at least its queries.
-    """
-
-    queries: tuple[int, ...]
-    keys: tuple[int, ...] | None = None
-    causal: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.key_lengths) != len(self.queries):
-            raise ValueError(f"keys must have {len(self.queries)} lengths as queries has, got {len(self.key_lengths)}")
-        if self.causal and any(k < q for q, k in zip(self.queries, self.key_lengths, strict=True)):
-            raise ValueError(f"causal sequences need keys >= queries, got {self.queries} and {self.key_lengths}")
-
-    @property
-    def key_lengths(self) -> tuple[int, ...]:
-        """Length of each sequence's keys."""
-        return self.queries if self.keys is None else self.keys
-
-    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
-        """Blocks on the diagonal."""
-        assert (q_len, k_len) == (sum(self.queries), sum(self.key_lengths)), f"packed lengths are not {q_len}, {k_len}"
-        seen = torch.zeros(q_len, k_len, dtype=torch.bool)
-        rows = accumulate(self.queries, initial=0)
-        columns = accumulate(self.key_lengths, initial=0)
-        for row, column, height, width in zip(rows, columns, self.queries, self.key_lengths, strict=False):
-            block = _causal(height, width) if self.causal else torch.ones(height, width, dtype=torch.bool)
-            seen[row : row + height, column : column + width] = block
-        return seen[None]
-
-    def bias(self, q_len: int, k_len: int, *, device: torch.device | str = "cpu") -> object:  # noqa: ARG002
-        """BlockDiagonalMask, or BlockDiagonalCausalFromBottomRightMask."""
-        name = "BlockDiagonalCausalFromBottomRightMask" if self.causal else "BlockDiagonalMask"
-        kind = getattr(_biases(), name)
-        return kind.from_seqlens(list(self.queries), list(self.key_lengths), device=torch.device(device))
-
-
-@dataclass(frozen=True)
-class Paged(Mask):
-    """Keys lie in the pages of one pool; each sequence owns the pages of its row in a block table.
-
-    Queries are [B M H K], keys and values [1 P*page_size H K]. The M queries are the last M positions of their
-    sequence and see it causally (Kwon et al., PagedAttention, SOSP 2023).
-
-    Attributes:
-        block_tables: Page indices of each sequence, in order; entries past its length are never read.
-        lengths: Keys of each sequence, the M newest included.
-        page_size: Keys a page.
-    """
-
-    block_tables: Int[Tensor, "B J"]
-    lengths: Int[Tensor, " B"]
-    page_size: int
-
-    def place(self) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """Where in the pool each position of each sequence lies, and whether it is in use."""
-        inside = torch.arange(self.page_size, device=self.block_tables.device)
-        places = (self.block_tables[:, :, None] * self.page_size + inside).flatten(1)
-        used = torch.arange(places.shape[1], device=places.device) < self.lengths[:, None].to(places.device)
-        return places.masked_fill(~used, 0), used
-
-    def logical(self, q_len: int) -> Bool[Tensor, "B M L"]:
-        """Which position of its own sequence each query may see."""
-        position = torch.arange(self.block_tables.shape[1] * self.page_size, device=self.block_tables.device)
-        last = self.lengths.to(position.device)[:, None] - q_len + torch.arange(q_len, device=position.device)
-        return position[None, None, :] <= last[:, :, None]
-
-    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
-        """Over the pool, in the order in which it lies in memory."""
-        places, used = self.place()
-        rows, columns = used.nonzero(as_tuple=True)
-        seen = torch.zeros(len(places), q_len, k_len, dtype=torch.bool, device=places.device)
-        seen[rows, :, places[rows, columns]] = self.logical(q_len)[rows, :, columns]
-        return seen
-
-    def bias(self, q_len: int, k_len: int) -> object:  # noqa: ARG002
-        """PagedBlockDiagonalCausalWithOffsetPaddedKeysMask over queries [1 B*M H K]."""
-        return _biases().PagedBlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
-            q_seqlen=[q_len] * len(self.lengths),
-            kv_seqlen=[int(length) for length in self.lengths.tolist()],
-            block_tables=self.block_tables.to(torch.int32),
-            page_size=self.page_size,
-            device=self.block_tables.device,
-        )
-
-
 def attend(
     q: Float[Tensor, "B M H K"],
-    k: Float[Tensor, "C N H K"],
-    v: Float[Tensor, "C N H W"],
+    k: Float[Tensor, "C N G K"],
+    v: Float[Tensor, "C N G W"],
     *,
     mask: Mask,
     scale: float | None = None,
@@ -230,7 +45,7 @@ def attend(
 
     Args:
         q: Queries.
-        k: Keys; C is B, or 1 for a `Paged` pool.
+        k: Keys; C is B, or 1 for a `Paged` pool. Query head h reads their head h // (H / G).
         v: Values.
         mask: Which keys each query sees.
         scale: Factor on the scores; None for 1 / sqrt(K).
@@ -238,7 +53,12 @@ def attend(
 
     Returns:
         One vector a query and head; zeros where a query sees no key.
+
+    Raises:
+        ValueError: H is no multiple of G.
     """
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"query heads must be a multiple of key heads, got {q.shape[2]} and {k.shape[2]}")
     if q.is_cuda and _ops() is not None:
         result = _attend_xformers(q, k, v, mask=mask, scale=scale, dropout=dropout)
         if result is not None:
@@ -257,6 +77,19 @@ def _attend_dense(
         seen = mask.logical(q.shape[1])[:, None]
     elif not isinstance(mask, Full):
         seen = mask.dense(q.shape[1], k.shape[1])[:, None].to(q.device)
+    readers = q.shape[2] // k.shape[2]
+    if readers > 1 and q.shape[1] == 1:
+        # Queries that share a key stand below one another, and keys and values are read in place.
+        together = q[:, 0].reshape(len(q), k.shape[2], readers, -1).transpose(1, 2)
+        out = _attend_heads(together, k, v, seen=seen, scale=scale, dropout=dropout)
+        return out.transpose(1, 2).flatten(1, 2)[:, None]
+    return _attend_heads(q, _repeated(k, readers), _repeated(v, readers), seen=seen, scale=scale, dropout=dropout)
+
+
+def _attend_heads(
+    q: Tensor, k: Tensor, v: Tensor, *, seen: Tensor | None, scale: float | None, dropout: float
+) -> Float[Tensor, "B M H W"]:
+    """As many heads of keys as of queries; `seen` is [C 1 M N], or [C 1 1 N] for all queries alike."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     some = None
     if seen is not None:
@@ -268,6 +101,11 @@ def _attend_dense(
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
     return (out if some is None else out.masked_fill(~some, 0)).transpose(1, 2)
+
+
+def _repeated(x: Tensor, readers: int) -> Float[Tensor, "C N H K"]:
+    """Each head of keys or values once for every query head that reads it."""
+    return x if readers == 1 else x.repeat_interleave(readers, dim=2)
 
 
 def _attend_written_out(
@@ -287,29 +125,49 @@ def _attend_xformers(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, scale: float | None, dropout: float
 ) -> Float[Tensor, "B M H W"] | None:
     """XFormers' kernels on CUDA, or None where they have none for this case."""
-    run: Callable[..., Tensor] = _ops().memory_efficient_attention
+    if isinstance(mask, Paged):
+        return _attend_paged(q, k, v, mask=mask, scale=scale) if dropout == 0 else None
+    if max(q.shape[3], v.shape[3]) > WIDEST:
+        return None
+    if v.shape[3] < k.shape[3]:
+        # The half-precision kernel wants equal widths (latent attention has narrower values): zeros are cut off again.
+        wide = F.pad(v, (0, k.shape[3] - v.shape[3]))
+        out = _attend_xformers(
+            q, k, wide, mask=mask, scale=q.shape[3] ** -0.5 if scale is None else scale, dropout=dropout
+        )
+        return None if out is None else out[..., : v.shape[3]]
+    readers = q.shape[2] // k.shape[2]
+    grouped = readers > 1 and not isinstance(mask, Keys) and not _learns(q, k, v)
+    if not grouped:
+        k, v = _repeated(k, readers), _repeated(v, readers)
     options = {"scale": scale, "p": dropout}
+    kernel: Callable[..., Tensor] = _ops().memory_efficient_attention
+
+    def run(q: Tensor, attn_bias: object = None) -> Tensor:
+        if not grouped:
+            return kernel(q, k, v, attn_bias=attn_bias, **options)
+        k5, v5 = (x[:, :, :, None].expand(-1, -1, -1, readers, -1) for x in (k, v))
+        return kernel(_grouped(q, readers), k5, v5, attn_bias=attn_bias, **options).flatten(2, 3)
+
     q_len, k_len = q.shape[1], k.shape[1]
     if isinstance(mask, Full):
-        return run(q, k, v, **options)
+        return run(q)
     if isinstance(mask, Keys):
         seen = mask.dense(q_len, k_len).to(q.device)
         some = seen.any(-1, keepdim=True)
-        bias = _additive(seen | ~some, q.dtype).expand(len(q), q.shape[2], -1, -1)
-        return run(q, k, v, attn_bias=bias, **options).masked_fill(~some[:, :, None], 0)
+        bias = additive(seen | ~some, q.dtype).expand(len(q), q.shape[2], -1, -1)
+        return run(q, bias).masked_fill(~some[:, :, None], 0)
     if isinstance(mask, Packed):
         if any(height > 0 and width == 0 for height, width in zip(mask.queries, mask.key_lengths, strict=True)):
             return None
-        return run(q, k, v, attn_bias=mask.bias(q_len, k_len, device=q.device), **options)
-    if isinstance(mask, Paged):
-        return _attend_paged(q, k, v, mask=mask, scale=scale) if dropout == 0 else None
+        return run(q, mask.bias(q_len, k_len, device=q.device))
     assert isinstance(mask, Causal | Window), f"no kernel is chosen for {type(mask).__name__}"
     ahead = mask.right if isinstance(mask, Window) else 0
     if ahead > 0 and q.dtype == torch.float32:
         return None  # only the half-precision kernel knows a two-sided window
     # The first queries of a long one stand before every key; they are left out and come back as zeros.
     early = max(0, q_len - k_len - ahead)
-    out = run(q[:, early:], k, v, attn_bias=mask.bias(q_len - early, k_len), **options)
+    out = run(q[:, early:], mask.bias(q_len - early, k_len))
     return F.pad(out, (0, 0, 0, 0, early, 0))
 
 
@@ -323,30 +181,38 @@ def _attend_paged(
         and v.shape[3] == q.shape[3]
         and mask.page_size % SPLIT_K_PAGE == 0
         and q.dtype != torch.float32
-        and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        and not _learns(q, k, v)
         and int(mask.lengths.min()) >= q.shape[1]
     )
     if not fits:
         return None
     from xformers.ops.fmha import triton_splitk
 
+    readers = q.shape[2] // k.shape[2]
+    flat = q.flatten(0, 1)[None]
+    if readers > 1:
+        flat = _grouped(flat, readers)
+        k, v = (x[:, :, :, None].expand(-1, -1, -1, readers, -1) for x in (k, v))
     # Named outright: the automatic choice misses this kernel for large batches.
     out: Tensor = _ops().memory_efficient_attention(
-        q.flatten(0, 1)[None],
+        flat,
         k,
         v,
         attn_bias=mask.bias(q.shape[1], k.shape[1]),
         scale=scale,
         op=(triton_splitk.FwOp, None),
     )
-    return out[0].view(q.shape)
+    return out[0].reshape(q.shape)
 
 
-def _additive(seen: Bool[Tensor, "C M N"], dtype: torch.dtype) -> Float[Tensor, "C 1 M N"]:
-    """0 and -inf, stored with rows a multiple of 8 long: the kernels' alignment."""
-    room = math.ceil(seen.shape[-1] / 8) * 8
-    bias = torch.zeros(*seen.shape[:-1], room, dtype=dtype, device=seen.device)[..., : seen.shape[-1]]
-    return bias.masked_fill_(~seen, -math.inf)[:, None]
+def _grouped(q: Tensor, readers: int) -> Float[Tensor, "B M G R K"]:
+    """Query heads by the key head that they read."""
+    return q.reshape(*q.shape[:2], -1, readers, q.shape[3])
+
+
+def _learns(*tensors: Tensor) -> bool:
+    """Whether a backward pass will follow."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 @cache
@@ -357,11 +223,3 @@ def _ops() -> Any:
     except ImportError:
         return None
     return xformers.ops
-
-
-@cache
-def _biases() -> Any:
-    """xformers.ops.fmha.attn_bias."""
-    import xformers.ops.fmha.attn_bias
-
-    return xformers.ops.fmha.attn_bias

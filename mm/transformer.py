@@ -4,6 +4,7 @@ Everything is pre-norm, without biases, and attends through `mm.attention.attend
 norm modules only. `Block` takes its feed-forward from outside, so that a mixture of experts fits in.
 """
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,8 +20,8 @@ class KeyValueCache(Protocol):
     """What self-attention writes new keys and values to, and reads all of them from."""
 
     def update(
-        self, k: Float[Tensor, "B M H K"], v: Float[Tensor, "B M H K"]
-    ) -> tuple[Float[Tensor, "C N H K"], Float[Tensor, "C N H K"]]:
+        self, k: Float[Tensor, "B M H K"], v: Float[Tensor, "B M H W"]
+    ) -> tuple[Float[Tensor, "C N H K"], Float[Tensor, "C N H W"]]:
         """Appends, and returns everything so far (or the pool that holds it)."""
         ...
 
@@ -38,6 +39,40 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
 
 
+@dataclass(frozen=True)
+class Angles:
+    """Cosine and sine for every token and pair of channels, in float32; made once, used by every layer."""
+
+    cos: Float[Tensor, "#B M 1 P"]
+    sin: Float[Tensor, "#B M 1 P"]
+
+    @staticmethod
+    def at(positions: Int[Tensor, "#B M"], frequencies: Float[Tensor, " P"]) -> "Angles":
+        """Position times frequency."""
+        angles = positions[..., None].float() * frequencies.float()
+        return Angles(angles.cos()[:, :, None], angles.sin()[:, :, None])
+
+    def turn(self, x: Float[Tensor, "B M H K"], *, neighbours: bool = False) -> Float[Tensor, "B M H K"]:
+        """Each vector turned by the angle of its position.
+
+        Args:
+            x: Queries or keys; K = 2 P.
+            neighbours: A pair is channels 2i and 2i + 1 (DeepSeek), not i and i + P (GPT-NeoX, Llama).
+                The result has the first of each pair in its first half either way: scores don't know.
+        """
+        wide = x.float()
+        first, second = (wide[..., 0::2], wide[..., 1::2]) if neighbours else wide.chunk(2, dim=-1)
+        turned = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
+        return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+def rotary_frequencies(
+    head_width: int, *, base: float, device: torch.device | str | None = None
+) -> Float[Tensor, " P"]:
+    """Radians a position for each of P = head_width / 2 pairs of channels (Su et al. 2021), in float32."""
+    return base ** -(torch.arange(0, head_width, 2, dtype=torch.float32, device=device) / head_width)
+
+
 class Rotary(nn.Module):
     """Rotary position embedding (Su et al. 2021): a score depends on the distance of query and key alone.
 
@@ -50,15 +85,11 @@ class Rotary(nn.Module):
         super().__init__()
         if head_width % 2:
             raise ValueError(f"head_width must be even for rotary positions, got {head_width}")
-        exponents = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
-        self.register_buffer("frequencies", base**-exponents, persistent=False)
+        self.register_buffer("frequencies", rotary_frequencies(head_width, base=base), persistent=False)
 
     def forward(self, x: Float[Tensor, "B M H K"], positions: Int[Tensor, "#B M"]) -> Float[Tensor, "B M H K"]:
         """Each vector turned by the angle of its position."""
-        angles = positions[..., None].float() * self.frequencies.float()
-        cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
-        first, second = x.float().chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+        return Angles.at(positions, self.frequencies).turn(x)
 
 
 class SelfAttention(nn.Module):

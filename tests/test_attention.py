@@ -180,6 +180,55 @@ def test_unused_entries_of_a_block_table_are_never_read() -> None:
     assert torch.equal(one.dense(1, 16), other.dense(1, 16))
 
 
+@pytest.mark.parametrize(("heads", "readers"), [(1, 4), (2, 3), (4, 1)])
+@pytest.mark.parametrize(("q_len", "k_len"), [*LENGTHS, (1, 1)])
+def test_grouped_queries_equal_keys_repeated_for_every_reader(heads: int, readers: int, q_len: int, k_len: int) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(3, q_len, heads * readers, 8, requires_grad=True)
+    k, v = (torch.randn(3, k_len, heads, width, requires_grad=True) for width in (8, 5))
+    for mask in masks(q_len, k_len):
+        seen = mask.dense(q_len, k_len).expand(3, -1, -1)
+        # A query head and the key head it reads, named one by one.
+        pairs = [(head, head // readers) for head in range(heads * readers)]
+        each = [plain(q[:, :, a : a + 1], k[:, :, b : b + 1], v[:, :, b : b + 1], seen) for a, b in pairs]
+        expected, got = torch.cat(each, dim=2), attend(q, k, v, mask=mask)
+        torch.testing.assert_close(got, expected)
+        direction = torch.randn_like(got)
+        ours, theirs = (torch.autograd.grad((out * direction).sum(), (q, k, v)) for out in (got, expected))
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other.nan_to_num(0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("q_len", [1, 3])
+def test_grouped_queries_read_pages(q_len: int) -> None:
+    mask = paged()
+    q, k, v = tensors(3, q_len, 24, heads=2, c=1)
+    many = torch.cat([q, -q, 2 * q], dim=-1).unflatten(-1, (3, 8)).flatten(2, 3)
+    got = attend(many, k, v, mask=mask)
+    expected = plain(many, k.repeat_interleave(3, 2), v.repeat_interleave(3, 2), mask.dense(q_len, 24))
+    torch.testing.assert_close(got, expected)
+
+
+def test_heads_that_do_not_divide_are_named() -> None:
+    q, k, v = tensors(1, 2, 2, heads=2)
+    with pytest.raises(ValueError, match="query heads must be a multiple of key heads, got 3 and 2"):
+        attend(q[:, :, [0, 1, 1]], k, v, mask=Full())
+
+
+@needs_xformers
+@pytest.mark.parametrize(("q_len", "k_len"), [(5, 5), (2, 7)])
+def test_attend_is_sdpa_under_the_bias_that_xformers_materialises(q_len: int, k_len: int) -> None:
+    q, k, v = tensors(1, q_len, k_len)
+    lengths = ((q_len - 1, 1), (k_len - 1, 1))
+    every = [Causal(), Window(2), Window(1, 2), Packed(*lengths), Packed(*lengths, causal=True)]
+    for mask in every:
+        table = mask.bias(q_len, k_len).materialize((1, 1, q_len, k_len))  # type: ignore[attr-defined]
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=table
+        )
+        torch.testing.assert_close(attend(q, k, v, mask=mask), expected.transpose(1, 2))
+
+
 def test_bad_masks_name_the_argument() -> None:
     with pytest.raises(ValueError, match="left"):
         Window(-1)
@@ -226,6 +275,41 @@ def test_the_paged_kernel_equals_dense_attention(q_len: int) -> None:
     tables, lengths = torch.tensor([[4, 0], [2, 5], [1, 3]]).cuda(), torch.tensor([100, 30, 128]).cuda()
     mask = Paged(tables, lengths, page_size=64)
     q, k, v = (x.to("cuda", torch.bfloat16) for x in tensors(3, q_len, 6 * 64, width=32, c=1))
+    with torch.no_grad():
+        got = _attend_xformers(q, k, v, mask=mask, scale=None, dropout=0.0)
+        expected = _attend_dense(q, k, v, mask=mask, scale=None, dropout=0.0)
+    assert got is not None, "this case is one that the paged kernel takes"
+    torch.testing.assert_close(got, expected, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+@needs_xformers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_and_narrow_values_on_kernels_equal_dense_attention(dtype: torch.dtype) -> None:
+    from mm.attention import _attend_dense, _attend_xformers
+
+    near = {"atol": 2e-2, "rtol": 2e-2} if dtype == torch.bfloat16 else {"atol": 1e-3, "rtol": 1e-3}
+    torch.manual_seed(0)
+    q = torch.randn(3, 40, 6, 48, device="cuda", dtype=dtype)
+    k, v = (torch.randn(3, 70, 2, width, device="cuda", dtype=dtype) for width in (48, 32))
+    for mask in masks(40, 70):
+        for learn in (False, True):
+            inputs = [x.clone().requires_grad_(learn) for x in (q, k, v)]
+            got = _attend_xformers(*inputs, mask=mask, scale=None, dropout=0.0)
+            if got is not None:
+                expected = _attend_dense(*inputs, mask=mask, scale=None, dropout=0.0)
+                torch.testing.assert_close(got, expected, **near, msg=lambda m, at=mask: f"{at}: {m}")
+
+
+@pytest.mark.gpu
+@needs_xformers
+def test_the_paged_kernel_takes_grouped_queries() -> None:
+    from mm.attention import _attend_dense, _attend_xformers
+
+    tables, lengths = torch.tensor([[4, 0], [2, 5], [1, 3]]).cuda(), torch.tensor([100, 30, 128]).cuda()
+    mask = Paged(tables, lengths, page_size=64)
+    q, _, _ = (x.to("cuda", torch.bfloat16) for x in tensors(3, 2, 8, heads=6, width=32))
+    _, k, v = (x.to("cuda", torch.bfloat16) for x in tensors(3, 2, 6 * 64, width=32, c=1))
     with torch.no_grad():
         got = _attend_xformers(q, k, v, mask=mask, scale=None, dropout=0.0)
         expected = _attend_dense(q, k, v, mask=mask, scale=None, dropout=0.0)

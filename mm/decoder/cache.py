@@ -42,12 +42,12 @@ class LayerCache:
         self._v: Tensor | None = None
 
     def update(
-        self, k: Float[Tensor, "M L H K"], v: Float[Tensor, "M L H K"]
-    ) -> tuple[Float[Tensor, "M N H K"], Float[Tensor, "M N H K"]]:
+        self, k: Float[Tensor, "M L H K"], v: Float[Tensor, "M L H W"]
+    ) -> tuple[Float[Tensor, "M N H K"], Float[Tensor, "M N H W"]]:
         """Writes L new entries a row and returns all up to the longest row; mask what lies behind a row's end."""
         if self._k is None or self._v is None:
-            shape = (k.shape[0], self.capacity, *k.shape[2:])
-            self._k, self._v = k.new_zeros(shape), v.new_zeros(shape)
+            room = (k.shape[0], self.capacity)
+            self._k, self._v = k.new_zeros(*room, *k.shape[2:]), v.new_zeros(*room, *v.shape[2:])
         self.extent += k.shape[1]
         assert self.extent <= self.capacity, f"{self.extent} entries, room for {self.capacity}"
         rows = torch.arange(len(k), device=k.device)[:, None]

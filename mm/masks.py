@@ -1,0 +1,219 @@
+"""Which keys a query may see, as small frozen dataclasses.
+
+Each mask knows itself twice: `.dense()` is a plain boolean table, the oracle that tests compare with, and
+`.bias()` is the xFormers object of the same meaning, which can be built without a GPU. Causal masks are aligned at
+the bottom right: the last query sees the last key, so that a short query against a long cache is right.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Mask(ABC):
+    """Which keys a query may see."""
+
+    @abstractmethod
+    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
+        """True where query m may see key n; C is 1 or the batch size."""
+
+    @abstractmethod
+    def bias(self, q_len: int, k_len: int) -> object:
+        """The same as an xFormers bias: an AttentionBias, a float tensor [C 1 M N], or None for all.
+
+        Raises:
+            ImportError: xFormers isn't installed.
+        """
+
+
+def _causal(q_len: int, k_len: int, *, left: int | None = None, right: int = 0) -> Bool[Tensor, "M N"]:
+    """Bottom-right aligned band: key n is seen from query position p where p - left <= n <= p + right."""
+    place = torch.arange(q_len)[:, None] + (k_len - q_len)
+    key = torch.arange(k_len)[None, :]
+    seen = key <= place + right
+    return seen if left is None else seen & (key >= place - left)
+
+
+@dataclass(frozen=True)
+class Full(Mask):
+    """Every query sees every key."""
+
+    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
+        """All True."""
+        return torch.ones(1, q_len, k_len, dtype=torch.bool)
+
+    def bias(self, q_len: int, k_len: int) -> object:  # noqa: ARG002
+        """None: xFormers' word for no mask."""
+        return None
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """A query sees no key nearer to the end than itself (bottom-right aligned)."""
+
+    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
+        """Lower triangle that ends in the bottom right corner."""
+        return _causal(q_len, k_len)[None]
+
+    def bias(self, q_len: int, k_len: int) -> object:  # noqa: ARG002
+        """LowerTriangularFromBottomRightMask."""
+        return _biases().LowerTriangularFromBottomRightMask()
+
+
+@dataclass(frozen=True)
+class Window(Mask):
+    """A query sees `left` keys before its place, its place, and `right` keys after (bottom-right aligned)."""
+
+    left: int
+    right: int = 0
+
+    def __post_init__(self) -> None:
+        if self.left < 0 or self.right < 0:
+            raise ValueError(f"left and right must be 0 or more, got left={self.left}, right={self.right}")
+
+    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
+        """A band."""
+        return _causal(q_len, k_len, left=self.left, right=self.right)[None]
+
+    def bias(self, q_len: int, k_len: int) -> object:  # noqa: ARG002
+        """The causal local bias where nothing is seen ahead (more kernels know it), else the two-sided one."""
+        if self.right == 0:
+            return _biases().LowerTriangularFromBottomRightLocalAttentionMask(self.left + 1)
+        return _biases().LocalAttentionFromBottomRightMask(window_left=self.left, window_right=self.right)
+
+
+@dataclass(frozen=True)
+class Keys(Mask):
+    """Only the keys that are marked: padding of any shape, one row a batch element.
+
+    Attributes:
+        valid: True where a key is real.
+        causal: Also hide keys after the query's place (bottom-right aligned over all keys, valid or not).
+    """
+
+    valid: Bool[Tensor, "B N"]
+    causal: bool = False
+
+    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
+        """The rows of `valid`, repeated for each query."""
+        assert self.valid.shape[1] == k_len, f"{k_len} keys, but the mask knows {self.valid.shape[1]}"
+        seen = self.valid[:, None, :].expand(-1, q_len, -1)
+        return seen & _causal(q_len, k_len).to(seen.device) if self.causal else seen
+
+    def bias(self, q_len: int, k_len: int) -> Float[Tensor, "B 1 M N"]:
+        """0 where seen and -inf where not; rows lie 8 apart as the kernels want them."""
+        return additive(self.dense(q_len, k_len), torch.float32)
+
+
+@dataclass(frozen=True)
+class Packed(Mask):
+    """Sequences laid end to end in a batch of one; none sees another.
+
+    Attributes:
+        queries: Length of each sequence's queries.
+        keys: Length of each sequence's keys; None for the same as `queries`.
+        causal: Bottom-right aligned within each sequence, whose keys must be at least its queries.
+    """
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...] | None = None
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.key_lengths) != len(self.queries):
+            raise ValueError(f"keys must have {len(self.queries)} lengths as queries has, got {len(self.key_lengths)}")
+        if self.causal and any(k < q for q, k in zip(self.queries, self.key_lengths, strict=True)):
+            raise ValueError(f"causal sequences need keys >= queries, got {self.queries} and {self.key_lengths}")
+
+    @property
+    def key_lengths(self) -> tuple[int, ...]:
+        """Length of each sequence's keys."""
+        return self.queries if self.keys is None else self.keys
+
+    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
+        """Blocks on the diagonal."""
+        assert (q_len, k_len) == (sum(self.queries), sum(self.key_lengths)), f"packed lengths are not {q_len}, {k_len}"
+        seen = torch.zeros(q_len, k_len, dtype=torch.bool)
+        rows = accumulate(self.queries, initial=0)
+        columns = accumulate(self.key_lengths, initial=0)
+        for row, column, height, width in zip(rows, columns, self.queries, self.key_lengths, strict=False):
+            block = _causal(height, width) if self.causal else torch.ones(height, width, dtype=torch.bool)
+            seen[row : row + height, column : column + width] = block
+        return seen[None]
+
+    def bias(self, q_len: int, k_len: int, *, device: torch.device | str = "cpu") -> object:  # noqa: ARG002
+        """BlockDiagonalMask, or BlockDiagonalCausalFromBottomRightMask."""
+        name = "BlockDiagonalCausalFromBottomRightMask" if self.causal else "BlockDiagonalMask"
+        kind = getattr(_biases(), name)
+        return kind.from_seqlens(list(self.queries), list(self.key_lengths), device=torch.device(device))
+
+
+@dataclass(frozen=True)
+class Paged(Mask):
+    """Keys lie in the pages of one pool; each sequence owns the pages of its row in a block table.
+
+    Queries are [B M H K], keys and values [1 P*page_size H K]. The M queries are the last M positions of their
+    sequence and see it causally (Kwon et al., PagedAttention, SOSP 2023).
+
+    Attributes:
+        block_tables: Page indices of each sequence, in order; entries past its length are never read.
+        lengths: Keys of each sequence, the M newest included.
+        page_size: Keys a page.
+    """
+
+    block_tables: Int[Tensor, "B J"]
+    lengths: Int[Tensor, " B"]
+    page_size: int
+
+    def place(self) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+        """Where in the pool each position of each sequence lies, and whether it is in use."""
+        inside = torch.arange(self.page_size, device=self.block_tables.device)
+        places = (self.block_tables[:, :, None] * self.page_size + inside).flatten(1)
+        used = torch.arange(places.shape[1], device=places.device) < self.lengths[:, None].to(places.device)
+        return places.masked_fill(~used, 0), used
+
+    def logical(self, q_len: int) -> Bool[Tensor, "B M L"]:
+        """Which position of its own sequence each query may see."""
+        position = torch.arange(self.block_tables.shape[1] * self.page_size, device=self.block_tables.device)
+        last = self.lengths.to(position.device)[:, None] - q_len + torch.arange(q_len, device=position.device)
+        return position[None, None, :] <= last[:, :, None]
+
+    def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
+        """Over the pool, in the order in which it lies in memory."""
+        places, used = self.place()
+        rows, columns = used.nonzero(as_tuple=True)
+        seen = torch.zeros(len(places), q_len, k_len, dtype=torch.bool, device=places.device)
+        seen[rows, :, places[rows, columns]] = self.logical(q_len)[rows, :, columns]
+        return seen
+
+    def bias(self, q_len: int, k_len: int) -> object:  # noqa: ARG002
+        """PagedBlockDiagonalCausalWithOffsetPaddedKeysMask over queries [1 B*M H K]."""
+        return _biases().PagedBlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
+            q_seqlen=[q_len] * len(self.lengths),
+            kv_seqlen=[int(length) for length in self.lengths.tolist()],
+            block_tables=self.block_tables.to(torch.int32),
+            page_size=self.page_size,
+            device=self.block_tables.device,
+        )
+
+
+def additive(seen: Bool[Tensor, "C M N"], dtype: torch.dtype) -> Float[Tensor, "C 1 M N"]:
+    """0 and -inf, stored with rows a multiple of 8 long: the kernels' alignment."""
+    room = math.ceil(seen.shape[-1] / 8) * 8
+    bias = torch.zeros(*seen.shape[:-1], room, dtype=dtype, device=seen.device)[..., : seen.shape[-1]]
+    return bias.masked_fill_(~seen, -math.inf)[:, None]
+
+
+@cache
+def _biases() -> Any:
+    """xformers.ops.fmha.attn_bias."""
+    import xformers.ops.fmha.attn_bias
+
+    return xformers.ops.fmha.attn_bias
