@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = verb("inspect", _inspect, "describe a checkpoint")
     inspect.add_argument("checkpoint", nargs="?", default="default", help="a folder, or the name of a shipped one")
+    inspect.add_argument("--experts", metavar="PNG", type=Path, help="draw which expert writes about what")
 
     tokenizer = verb("tokenizer", _tokenizer, "train a byte-level BPE tokenizer on the texts of a data spec")
     tokenizer.add_argument("spec", metavar="SPEC")
@@ -188,6 +189,10 @@ def _inspect(options: argparse.Namespace) -> int:
     from mm.training.checkpoint import inspect
 
     print(inspect(options.checkpoint))
+    if options.experts is not None:
+        from mm.training.experts import draw, expert_visits
+
+        draw(expert_visits(options.checkpoint), options.experts)
     return 0
 
 

@@ -15,7 +15,7 @@ from mm.decoder.experts import MixtureOfExperts
 from mm.decoder.generate import GREEDY, Generated, Sampling, write
 from mm.decoder.layer import DecoderLayer, SlotEmbedding
 from mm.decoder.paged import PagedCache, Pass
-from mm.decoder.router import Gates, Routing
+from mm.decoder.router import Gates, Router, Routing
 from mm.transformer import KeyValueCache, RMSNorm
 
 WHOLE_ROWS = Causal()
@@ -33,6 +33,8 @@ class DecoderOutput:
         z_loss: Mean over layers.
         expert_load: Share of the choices that each expert got, layer by layer.
         dropped: Share of the choices dropped for capacity, layer by layer.
+        routings: The routers' choices, layer by layer, for each of R routed tokens (prompts and targets).
+        routed_rows: The row of `Writing` that each routed token belongs to.
     """
 
     logits: Float[Tensor, "T V"]
@@ -42,6 +44,8 @@ class DecoderOutput:
     z_loss: Float[Tensor, ""]
     expert_load: Float[Tensor, "depth E"]
     dropped: Float[Tensor, " depth"]
+    routings: tuple[Routing, ...]
+    routed_rows: Int[Tensor, " R"]
 
 
 class MoEDecoder(nn.Module):
@@ -70,6 +74,7 @@ class MoEDecoder(nn.Module):
         expert_width: int = 128,
         shared_expert_width: int = 128,
         gates: Gates = "renormalised",
+        selection_bias: bool = False,
         capacity_factor: float | None = None,
         dropout: float = 0.0,
     ) -> None:
@@ -85,7 +90,8 @@ class MoEDecoder(nn.Module):
             experts_per_token: How many of them a token visits.
             expert_width: Hidden width of a routed expert.
             shared_expert_width: Hidden width of the expert that every token visits; 0: none.
-            gates: "renormalised" or "softmax", see `Router`.
+            gates: "renormalised", "softmax", "sigmoid" or "sigmoid_renormalised", see `Router`.
+            selection_bias: Balance by a bias on the choice in place of a loss, see `Router`.
             capacity_factor: Room of an expert in training, see `Router`; None: nothing is dropped.
             dropout: On attention weights and residual branches, in training.
 
@@ -107,6 +113,7 @@ class MoEDecoder(nn.Module):
                 expert_width=expert_width,
                 shared_expert_width=shared_expert_width,
                 gates=gates,
+                selection_bias=selection_bias,
                 capacity_factor=capacity_factor,
             )
             layer = DecoderLayer(width, heads, memory_width=memory_width or width, experts=experts, dropout=dropout)
@@ -161,6 +168,8 @@ class MoEDecoder(nn.Module):
             z_loss=torch.stack([routing.z_loss for routing in routings]).mean(),
             expert_load=torch.stack([routing.load for routing in routings]),
             dropped=torch.stack([routing.dropped for routing in routings]),
+            routings=tuple(routings),
+            routed_rows=torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths),
         )
 
     @torch.no_grad()
@@ -270,6 +279,10 @@ class MoEDecoder(nn.Module):
             x, routing = layer(x, real=real, mask=mask, memory=memory[index], positions=positions, cache=cache)
             routings.append(routing)
         return x, routings
+
+    def routers(self) -> tuple[Router, ...]:
+        """The routers, layer by layer."""
+        return tuple(layer.experts.router for layer in self._layers())
 
     def _layers(self) -> list[DecoderLayer]:
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]

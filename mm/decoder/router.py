@@ -1,6 +1,5 @@
 """Which tokens go to which experts, and the two losses that keep the choice healthy."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Gates = Literal["renormalised", "softmax"]
+from mm.decoder.capacity import within_capacity
+from mm.decoder.groups import GroupLimit
+
+Gates = Literal["renormalised", "softmax", "sigmoid", "sigmoid_renormalised"]
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,13 @@ class Routing:
     """The router's choice for T real tokens, k experts each.
 
     Attributes:
-        experts: Chosen experts, the most probable first.
+        experts: Chosen experts, the best first.
         gates: Weight of each choice, fp32; 0 where the expert was full.
         load: Share of the T * k choices that each of the E experts got, before any was dropped.
         load_balancing_loss: E * sum(load * mean probability); 1 where the router is uniform.
         z_loss: Mean squared log-sum-exp of the router's logits.
-        dropped: Share of the choices dropped for capacity; 0 without a capacity factor and in evaluation.
+        dropped: Share of the choices dropped for capacity; 0 without a capacity factor.
+        entropy: Mean entropy of the router's probabilities, in nats, without gradient; log E where it is uniform.
     """
 
     experts: Int[Tensor, "T k"]
@@ -30,14 +33,21 @@ class Routing:
     load_balancing_loss: Float[Tensor, ""]
     z_loss: Float[Tensor, ""]
     dropped: Float[Tensor, ""]
+    entropy: Float[Tensor, ""]
 
 
 class Router(nn.Module):
-    """A linear map and a softmax in fp32, whatever autocast says, then the best k experts.
+    """A linear map and scores in fp32, whatever autocast says, then the best k experts.
 
     Losses: load balancing after Switch Transformer (Fedus 2021, eq. 4, over all k choices), z loss after ST-MoE
-    (Zoph 2022, eq. 5).
+    (Zoph 2022, eq. 5). Sigmoid scores, made to sum to 1 over all experts, stand for the probabilities there.
+
+    Attributes:
+        selection_bias: Added to the scores to choose by, never to the gates; None: there is none. It has no gradient:
+            `mm.decoder.balance.balance` moves it.
     """
+
+    selection_bias: Tensor | None
 
     def __init__(
         self,
@@ -46,7 +56,11 @@ class Router(nn.Module):
         num_experts: int,
         experts_per_token: int,
         gates: Gates = "renormalised",
+        scale: float = 1.0,
+        groups: GroupLimit | None = None,
+        selection_bias: bool = False,
         capacity_factor: float | None = None,
+        evaluation_capacity_factor: float | None = None,
     ) -> None:
         """Makes a router.
 
@@ -55,9 +69,14 @@ class Router(nn.Module):
             num_experts: E.
             experts_per_token: k.
             gates: "renormalised": the k probabilities sum to 1 (Mixtral), so that a mixture of equal experts equals
-                one of them; "softmax": they are used as they are (Switch, OLMoE).
+                one of them; "softmax": they are used as they are (Switch, OLMoE, DeepSeek-V2); "sigmoid": each expert
+                is scored by itself; "sigmoid_renormalised": these made to sum to 1 (DeepSeek-V3).
+            scale: Times the gates, at last (DeepSeek's routed scaling factor).
+            groups: Limits a token's choice to a few groups of experts; None: all experts.
+            selection_bias: Whether balance is kept by a bias on the choice (DeepSeek-V3), starting at 0.
             capacity_factor: In training an expert takes at most ceil(factor * T * k / E) tokens; None: all of them.
-                Evaluation never drops.
+            evaluation_capacity_factor: The same in evaluation. None, as nearly always: a token's result then doesn't
+                depend on the other tokens.
 
         Raises:
             ValueError: The numbers don't fit together, or the gates could not learn: one renormalised gate is
@@ -66,18 +85,26 @@ class Router(nn.Module):
         super().__init__()
         if not 1 <= experts_per_token <= num_experts:
             raise ValueError(f"experts_per_token must be 1..{num_experts} (num_experts), got {experts_per_token}")
-        if experts_per_token == 1 and gates == "renormalised":
+        if experts_per_token == 1 and gates in ("renormalised", "sigmoid_renormalised"):
             raise ValueError(
-                "experts_per_token 1 with gates 'renormalised' gives the router no gradient; "
-                "allowed: experts_per_token >= 2, or gates 'softmax'"
+                f"experts_per_token 1 with gates {gates!r} gives the router no gradient; "
+                "allowed: experts_per_token >= 2, or gates 'softmax' or 'sigmoid'"
             )
-        if capacity_factor is not None and capacity_factor <= 0:
-            raise ValueError(f"capacity_factor must be positive or null, got {capacity_factor}")
+        factors = {"capacity_factor": capacity_factor, "evaluation_capacity_factor": evaluation_capacity_factor}
+        for name, factor in factors.items():
+            if factor is not None and factor <= 0:
+                raise ValueError(f"{name} must be positive or null, got {factor}")
+        if scale <= 0:
+            raise ValueError(f"scale must be positive, got {scale}")
+        if groups is not None:
+            groups.check(num_experts=num_experts, experts_per_token=experts_per_token)
         self.num_experts = num_experts
         self.experts_per_token = experts_per_token
         self.normalisation: Gates = gates
-        self.capacity_factor = capacity_factor
+        self.scale, self.groups = scale, groups
+        self.capacity_factor, self.evaluation_capacity_factor = capacity_factor, evaluation_capacity_factor
         self.logits = nn.Linear(width, num_experts, bias=False)
+        self.register_buffer("selection_bias", torch.zeros(num_experts) if selection_bias else None)
 
     def init_weights(self) -> None:
         """Small, so that training starts from a nearly uniform choice."""
@@ -87,27 +114,36 @@ class Router(nn.Module):
         """Routes real tokens; the caller leaves padding out."""
         with torch.autocast(x.device.type, enabled=False):
             logits = nn.functional.linear(x.float(), self.logits.weight.float())
-            probabilities = logits.softmax(-1)
-            gates, experts = probabilities.topk(self.experts_per_token, dim=-1)
-            if self.normalisation == "renormalised":
-                gates = gates / gates.sum(-1, keepdim=True)
-            choices = max(experts.numel(), 1)
+            sigmoid = self.normalisation in ("sigmoid", "sigmoid_renormalised")
+            scores = logits.sigmoid() if sigmoid else logits.softmax(-1)
+            experts = self._choose(scores.detach())
+            gates = scores.gather(-1, experts)
+            if self.normalisation in ("renormalised", "sigmoid_renormalised"):
+                # The addend is far below rounding; it only keeps a row of vanished sigmoids from 0 / 0.
+                gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
+            gates = gates * self.scale
+            probabilities = scores / (scores.sum(-1, keepdim=True) + 1e-20) if sigmoid else scores
+            tokens, choices = max(len(x), 1), max(experts.numel(), 1)
             load = torch.bincount(experts.flatten(), minlength=self.num_experts).float() / choices
-            tokens = max(len(x), 1)
-            balance = self.num_experts * (load * (probabilities.sum(0) / tokens)).sum()
-            z_loss = logits.logsumexp(-1).square().sum() / tokens
+            factor = self.capacity_factor if self.training else self.evaluation_capacity_factor
             dropped = load.new_zeros(())
-            if self.training and self.capacity_factor is not None:
-                kept = self._within_capacity(experts)
+            if factor is not None:
+                kept = within_capacity(experts, num_experts=self.num_experts, factor=factor)
                 gates = gates * kept
-                dropped = 1 - kept.float().mean()
-        return Routing(experts, gates, load, balance, z_loss, dropped)
+                dropped = 1 - kept.float().sum() / choices if len(x) else dropped
+            return Routing(
+                experts=experts,
+                gates=gates,
+                load=load,
+                load_balancing_loss=self.num_experts * (load * (probabilities.sum(0) / tokens)).sum(),
+                z_loss=logits.logsumexp(-1).square().sum() / tokens,
+                dropped=dropped,
+                entropy=torch.special.entr(probabilities.detach()).sum() / tokens,
+            )
 
-    def _within_capacity(self, experts: Int[Tensor, "T k"]) -> Tensor:
-        """True where the expert still had room. First choices go before second ones, early tokens before late."""
-        assert self.capacity_factor is not None
-        capacity = math.ceil(self.capacity_factor * experts.numel() / self.num_experts)
-        queue = experts.T.flatten()
-        chosen = nn.functional.one_hot(queue, self.num_experts)
-        place = (chosen.cumsum(0) * chosen).sum(-1)
-        return (place <= capacity).view(self.experts_per_token, -1).T
+    def _choose(self, scores: Float[Tensor, "T E"]) -> Int[Tensor, "T k"]:
+        if self.selection_bias is not None:
+            scores = scores + self.selection_bias.float()
+        if self.groups is not None:
+            scores = self.groups.mask(scores)
+        return scores.topk(self.experts_per_token, dim=-1).indices

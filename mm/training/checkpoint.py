@@ -204,12 +204,17 @@ def inspect(path: str | Path = "default") -> str:
         f"findings: {', '.join(ontology.CODES)}",
         "",
         "training:",
-        *(f"  {json.dumps(stage, ensure_ascii=False)}" for stage in card.stages),
+        *(f"  {json.dumps(_without_counts(stage), ensure_ascii=False)}" for stage in card.stages),
         "",
         "configuration:",
         json.dumps(_read_json(folder / "config.json"), indent=2, ensure_ascii=False),
     ]
     return "\n".join(lines)
+
+
+def _without_counts(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage of a card but for the hundreds of counts that `mm.training.experts` draws."""
+    return {name: value for name, value in stage.items() if name != "experts"}
 
 
 def find(path: str | Path) -> Path:

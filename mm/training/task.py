@@ -195,6 +195,10 @@ class Task(LightningModule, ABC):
         metrics = {} if self._trainer is None else self.trainer.callback_metrics
         return {name: round(float(value), 4) for name, value in metrics.items() if name.startswith("val_")}
 
+    def notes(self) -> dict[str, Any]:
+        """What else the card keeps of this stage."""
+        return {}
+
     def export(self, folder: str | Path, data: MultimodalData) -> checkpoint.Identity:
         """Writes the checkpoint folder.
 
@@ -212,6 +216,7 @@ class Task(LightningModule, ABC):
             "steps": self.trainer.global_step,
             "seconds": round(self._seconds),
             "scores": self.scores(),
+            **self.notes(),
         }
         stages = (*(() if self.earlier is None else self.earlier.stages), dict(stage))
         description = self.card_description or ("" if self.earlier is None else self.earlier.description)

@@ -1,16 +1,19 @@
 """Third stage: the decoder learns sentences from findings, and answers from questions."""
 
 import logging
-from dataclasses import replace
-from typing import ClassVar, Final
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from mm import ontology
 from mm.batch import SLOT_KINDS, SPECIAL_IDS, Batch, Padded, Slots, Tokens, Writing
+from mm.decoder.balance import balance
 from mm.decoder.decoder import DecoderOutput, MoEDecoder
+from mm.decoder.telemetry import routing_health, visits
 from mm.model import Encoded
 from mm.training.cached import CachedTask
 
@@ -20,6 +23,8 @@ BALANCE_WEIGHT: Final = 0.01
 """Of the load-balancing loss (Fedus et al. 2022, Switch Transformers, section 2.2)."""
 Z_WEIGHT: Final = 1e-3
 """Of the router's z loss (Zoph et al. 2022, ST-MoE, section 3.2)."""
+BIAS_RATE: Final = 1e-3
+"""Of the selection bias, where the decoder has one (DeepSeek-V3, 2024, section 4.2)."""
 
 
 def writing_losses(output: DecoderOutput) -> dict[str, Float[Tensor, ""]]:
@@ -39,12 +44,58 @@ class WriteTask(CachedTask):
     """
 
     trains: ClassVar[tuple[str, ...]] = ("fusion", "finding_tokens", "decoder")
+    _visits: Tensor | None = None
 
     def cached_losses(self, encoded: Encoded, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """Language loss and the router's losses."""
+        """Language loss and the router's losses; no balance loss where a bias keeps the balance."""
         if batch.writing is None:
             raise ValueError("the write stage needs reports or questions; see data.rows")
-        return writing_losses(self._decoder()(batch.writing, self._memory(encoded), rows=batch.writing.study))
+        output = self._decoder()(batch.writing, self._memory(encoded), rows=batch.writing.study)
+        self._watch(output, batch)
+        losses = writing_losses(output)
+        if self._biased():
+            del losses["balance"]
+        return losses
+
+    def _watch(self, output: DecoderOutput, batch: Batch) -> None:
+        """Training: logs the routers' health, keeps the load for the bias. Validation: counts who called whom."""
+        if self._trainer is None or batch.writing is None:
+            return
+        if self.training:
+            health = routing_health(output.routings)
+            said = {f"router_{field.name}": getattr(health, field.name) for field in fields(health)}
+            self.log_dict(said, batch_size=batch.size)
+            self._loads.append(output.expert_load)
+            return
+        codes = batch.writing.slots.code[output.routed_rows]
+        groups = 1 + len(ontology.CODES)
+        counted = [visits(routing, codes, num_groups=groups) for routing in output.routings]
+        both = torch.stack(counted).cpu()
+        self._visits = both if self._visits is None else self._visits + both
+
+    def _biased(self) -> bool:
+        return self._decoder().routers()[0].selection_bias is not None
+
+    def on_train_start(self) -> None:
+        """Starts the clock; no load has been seen."""
+        super().on_train_start()
+        self._loads: list[Tensor] = []
+        self._balanced_at = self.trainer.global_step
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Behind an optimizer step, moves the selection bias by the load of all that the step was made of."""
+        if self.trainer.global_step == self._balanced_at:
+            return  # gradients are still being accumulated
+        if self._biased():
+            load = self.trainer.strategy.reduce(torch.stack(self._loads).mean(0), reduce_op="mean")
+            assert isinstance(load, Tensor)
+            for router, own in zip(self._decoder().routers(), load, strict=True):
+                balance(router, own, rate=BIAS_RATE)
+        self._loads, self._balanced_at = [], self.trainer.global_step
+
+    def notes(self) -> dict[str, Any]:
+        """Which experts wrote about which finding in the last validation, see `mm.training.experts`."""
+        return {} if self._visits is None else {"experts": self._visits.tolist()}
 
     def _decoder(self) -> MoEDecoder:
         if self.model.decoder is None:
@@ -57,6 +108,7 @@ class WriteTask(CachedTask):
     def on_validation_epoch_start(self) -> None:
         """Forgets the last validation."""
         self._right: list[Tensor] = []
+        self._visits = None
 
     def judge(self, encoded: Encoded, batch: Batch) -> None:
         """Answers the questions and compares, token by token."""

@@ -81,6 +81,9 @@ def test_rows_do_not_see_each_other():
     for row in range(5):
         alone = decoder(select(writing, [row]), Tokens(memory.values[[row]], memory.mask[[row]]))
         torch.testing.assert_close(alone.logits, together.logits[together.rows == row], rtol=1e-5, atol=1e-5)
+        own = together.routed_rows == row
+        for routing, everybody in zip(alone.routings, together.routings, strict=True):
+            assert torch.equal(routing.experts, everybody.experts[own])
 
 
 def test_routed_tokens_are_exactly_the_real_ones():
@@ -89,6 +92,17 @@ def test_routed_tokens_are_exactly_the_real_ones():
     decoder.layers[0].experts.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     decoder(writing, make_memory())
     assert seen == [int((writing.prompt.lengths + writing.target.lengths - 1).sum())]
+
+
+@pytest.mark.parametrize("gates", ["softmax", "sigmoid", "sigmoid_renormalised"])
+def test_a_decoder_of_any_gates_reaches_every_router(gates):
+    decoder = make_decoder(gates=gates, selection_bias=True).train()
+    output = decoder(make_writing(), make_memory())
+    F.cross_entropy(output.logits, output.targets).backward()
+    assert len(decoder.routers()) == 2
+    for router in decoder.routers():
+        assert router.selection_bias.tolist() == [0.0] * 4
+        assert router.logits.weight.grad.norm() > 0
 
 
 def test_memory_of_a_study_dealt_to_rows_equals_memory_gathered():

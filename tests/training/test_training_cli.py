@@ -1,3 +1,4 @@
+import csv
 import json
 import logging
 from pathlib import Path
@@ -9,12 +10,15 @@ import torch
 import yaml
 
 import mm
+from mm import ontology
 from mm.batch import SLOT_KINDS
+from mm.cli import main as command
 from mm.data.spec import describe, load_spec
 from mm.training.cache import key
 from mm.training.checkpoint import Card
 from mm.training.cli import TrainingCLI, main, prepare
-from mm.training.write import questions
+from mm.training.experts import by_modality, expert_visits
+from mm.training.write import BIAS_RATE, questions
 
 RECIPE = """
 seed_everything: 0
@@ -225,3 +229,64 @@ def test_questions_are_told_from_sentences() -> None:
     assert asked is not None
     assert asked.study.tolist() == [1]
     assert asked.prompt.lengths.tolist() == [1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_the_router_is_logged_every_step_balanced_by_its_bias_and_drawn(words: list[str], tmp_path: Path) -> None:
+    recipe = yaml.safe_load(Path(words[1]).read_text())
+    recipe["model"]["init_args"]["model"]["init_args"]["decoder"]["init_args"] |= {
+        "selection_bias": True,
+        "gates": "sigmoid_renormalised",
+    }
+    recipe["trainer"] |= {
+        "logger": {
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "init_args": {"save_dir": str(tmp_path), "name": "log", "version": ""},
+        },
+        "log_every_n_steps": 1,
+        "accumulate_grad_batches": 2,
+    }
+    Path(words[1]).write_text(yaml.safe_dump(recipe))
+    assert main(["fit", *words]) == 0
+    with next((tmp_path / "log").rglob("metrics.csv")).open(encoding="utf-8") as file:
+        steps = [row for row in csv.DictReader(file) if row.get("loss")]
+    names = ("load_variation", "dropped", "dead", "entropy")
+    assert len(steps) == 2
+    assert all(np.isfinite(float(step[f"router_{name}"])) for step in steps for name in names)
+    assert 0.9 < float(steps[0]["router_entropy"]) <= 1.0001
+    assert not steps[0].get("loss_balance")  # the bias keeps it
+
+    folder = tmp_path / "run" / "checkpoint"
+    model = mm.load(folder)
+    bias = model.model.decoder.layers[0].experts.router.selection_bias
+    steps_of_rate = (bias / BIAS_RATE).round()
+    torch.testing.assert_close(bias, steps_of_rate * BIAS_RATE)
+    assert 0 < steps_of_rate.abs().max() <= 2  # one a step of the optimizer, not one a batch
+    counts = expert_visits(folder)
+    assert counts.shape == (1, 1 + len(ontology.CODES), 4)
+    assert counts[0, 0].sum() > 0
+    assert counts[0, 1:].sum() == 0  # these questions name no finding
+    with pytest.raises(SystemExit) as done:
+        command(["inspect", str(folder), "--experts", str(tmp_path / "experts.png")])
+    assert done.value.code == 0
+    with PIL.Image.open(tmp_path / "experts.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_modalities_share_the_visits_of_the_findings_they_show() -> None:
+    counts = torch.zeros(2, 1 + len(ontology.CODES), 3, dtype=torch.long)
+    counts[0, 0] = 100  # about nothing: of no modality
+    for place, finding in enumerate(ontology.FINDINGS):
+        counts[1, 1 + place, 2] = len(finding.sources)
+    got = by_modality(counts)
+    assert got[0].sum() == 0
+    expected = [
+        sum(len(finding.sources) for finding in ontology.FINDINGS if source in finding.sources)
+        for source in ("volume", "image", "audio", "record")
+    ]
+    assert got[1, :, 2].tolist() == expected
+
+
+def test_a_checkpoint_without_counts_says_so() -> None:
+    with pytest.raises(ValueError, match="keeps no counts of experts"):
+        expert_visits("default")
