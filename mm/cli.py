@@ -105,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add_argument("-o", "--out", type=Path, required=True)
     tokenizer.add_argument("--vocab-size", type=_positive, default=2048)
 
+    data = verb("data", _data, "check a data set before training on it: mm data check SPEC")
+    data.add_argument("what", choices=("check",))
+    data.add_argument("spec", metavar="SPEC", help="a YAML file, or the name of a shipped data spec")
+    data.add_argument("--root", type=Path, help="takes the place of the spec's own root folder")
+    data.add_argument("--json", action="store_true", help="print JSON")
+    data.add_argument("--html", metavar="FILE", type=Path, help="write a page of samples; it shows texts and images")
+
     demo = verb("demo", _demo, "make four phantom studies and report them")
     demo.add_argument("-o", "--out", type=Path, default=Path("mm-demo"))
     return parser
@@ -203,6 +210,39 @@ def _tokenizer(options: argparse.Namespace) -> int:
 
     train_tokenizer(texts(load_spec(options.spec), studies=1500), vocab_size=options.vocab_size).save(options.out)
     return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from mm.data.check import check
+    from mm.data.check_text import check_table
+    from mm.data.sample_page import sample_page
+    from mm.data.spec import PhantomSpec, load_spec
+    from mm.files import write_atomically
+
+    spec = load_spec(options.spec, root=options.root)
+    if options.html is not None and isinstance(spec, PhantomSpec):
+        raise ValueError(f"--html shows rows of a table; {options.spec} is procedural: mm phantom makes its studies")
+    if options.html is not None and not options.html.parent.is_dir():
+        raise ValueError(f"--html: folder {str(options.html.parent)!r} does not exist")
+    console = Console(stderr=True)
+    found = check(
+        spec,
+        track=lambda names: track(
+            names, description="files", console=console, transient=True, disable=not console.is_terminal
+        ),
+    )
+    print(json.dumps(asdict(found), indent=1) if options.json else check_table(found))
+    if options.html is not None:
+        assert not isinstance(spec, PhantomSpec)
+        write_atomically(options.html, sample_page(spec, found).encode())
+        print(f"written to {options.html}", file=sys.stderr)
+    return 1 if found.faulty else 0
 
 
 def _demo(options: argparse.Namespace) -> int:

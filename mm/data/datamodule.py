@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mm.batch import Batch, Modality, Sample
+from mm.data.augment import Mirrored
 from mm.data.collate import Rows, collate
 from mm.data.readers import INPUTS, open_split, open_words, texts
 from mm.data.spec import Spec, Split, load_spec
@@ -53,6 +54,7 @@ class MultimodalData(LightningDataModule):
         test_studies: int | None = None,
         max_words: int = 64,
         max_text: int = 256,
+        mirror: float = 0.0,
         seed: int = 0,
     ) -> None:
         """Remembers the settings; reads nothing but the spec.
@@ -72,6 +74,8 @@ class MultimodalData(LightningDataModule):
             test_studies: Takes the place of the spec's number.
             max_words: Longest run of tokens of a record's words.
             max_text: Longest run of tokens of a whole report.
+            mirror: Share of the training studies shown as their mirror image, with left and right exchanged in
+                texts and truth; those that can't be are left as they are. Not with a cache of encoded inputs.
             seed: Of the order of the training studies.
 
         Raises:
@@ -82,11 +86,14 @@ class MultimodalData(LightningDataModule):
             raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
         if workers < 0:
             raise ValueError(f"data.workers must be at least 0, got {workers}")
+        if not 0.0 <= mirror <= 1.0:
+            raise ValueError(f"data.mirror must be a share from 0 to 1, got {mirror}")
         self.spec: Spec = load_spec(spec, root=root)
         self.batch_size, self.workers, self.inputs, self.rows = batch_size, workers, inputs, rows
         self.tokenizer_path, self.vocab_size, self.tokenizer_studies = tokenizer, vocab_size, tokenizer_studies
         self.studies: dict[Split, int | None] = {"train": train_studies, "val": val_studies, "test": test_studies}
         self.max_words, self.max_text, self.seed = max_words, max_text, seed
+        self.mirror = mirror
         self.texts_only = False
         self._tokenizer: Tokenizer | None = None
 
@@ -126,6 +133,10 @@ class MultimodalData(LightningDataModule):
         """
         samples = self.words(split) if self.texts_only and not everything else self.dataset(split)
         shuffled = split == "train" and not everything
+        if shuffled and self.mirror > 0.0:
+            if self.texts_only:
+                raise ValueError(f"data.mirror {self.mirror} can't mirror inputs that are cached; set 0 or no cache")
+            samples = Mirrored(samples, share=self.mirror)
         size = len(samples)  # type: ignore[arg-type]  # every dataset of ours is sized
         resumed = 0 if self.trainer is None else self.trainer.global_step
         order: Sampler[int] = Shuffled(size, seed=self.seed, resumed=resumed) if shuffled else Rest(size, start)

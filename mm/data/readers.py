@@ -1,22 +1,27 @@
 """Opens one split of a data spec as a torch `Dataset` of `Sample`."""
 
-import hashlib
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
 import PIL.Image
+import soundfile
+import torch
+import torchaudio
 from jaxtyping import Float
 from torch.utils.data import Dataset
 
 from mm.batch import Modality, Question, Sample
-from mm.data.json_lines import json_lines
-from mm.data.spec import SPLITS, Column, PhantomSpec, Spec, Split, TableSpec
+from mm.data.index import Row, cell, inside, is_flagged, rows_by_split, targets, value
+from mm.data.spec import PhantomSpec, Spec, Split, TableSpec
 from mm.dicom.resample import IMAGE_GRID, fit_image
 from mm.dicom.volume import Image
+from mm.ontology import SOUND_RATE, SOUND_SITES
 
 INPUTS: tuple[Modality, ...] = ("volume", "image", "audio", "record")
+MAX_RATIO: Final = 1024
 
 
 def open_split(
@@ -85,83 +90,69 @@ def texts(spec: Spec, *, studies: int | None = None) -> Iterator[str]:
         sample = samples[index]
         yield from (sentence.text for sentence in sample.report)
         yield from (text for item in sample.questions for text in (item.question, item.answer))
-        yield sample.text
+        yield from samples.texts(index) if isinstance(samples, TableDataset) else (sample.text,)
         if sample.record is not None:
             yield sample.record.words
 
 
 class TableDataset(Dataset[Sample]):
-    """Rows of a JSON-lines index; one row is one sample, images are read when asked for."""
+    """Rows of an index; one row is one sample, its files are read when asked for."""
 
     def __init__(
         self, spec: TableSpec, split: Split, *, inputs: tuple[Modality, ...] = INPUTS, studies: int | None = None
     ) -> None:
-        self.spec = spec
-        self.inputs = inputs
-        rows = read_index(Path(spec.root) / spec.index)
-        self.rows = [row for row in rows if split_of(row, spec) == split][:studies]
+        self.spec, self.split, self.inputs = spec, split, inputs
+        self.rows = rows_by_split(spec)[split][:studies]
         if not self.rows:
-            raise ValueError(f"data spec {spec.name}: no row of {spec.index} belongs to split {split!r}")
+            raise ValueError(f"data spec {spec.name}: no row of the index belongs to split {split!r}")
+        for row in self.rows:
+            targets(row, spec)  # what is wrong with a text is told before training, not in its third hour
 
     def __len__(self) -> int:
         """Number of rows in this split."""
         return len(self.rows)
 
+    def texts(self, index: int) -> tuple[str, ...]:
+        """All texts of row `index`: every caption, or the one answer."""
+        return targets(self.rows[index], self.spec)
+
     def __getitem__(self, index: int) -> Sample:
-        """Row `index` with its image on the model's image grid."""
-        number, row = self.rows[index]["__row__"], self.rows[index]
-        spec = self.spec
-        target = value(row, spec.target)
+        """Row `index` with its image on the model's image grid and its sound at the model's rate.
+
+        Of several captions the first; in the training split one drawn from torch's random state, which differs by
+        worker and epoch.
+        """
+        row, spec = self.rows[index], self.spec
+        offered = self.texts(index)
+        drawn = int(torch.randint(len(offered), ())) if self.split == "train" and len(offered) > 1 else 0
         questions: tuple[Question, ...] = ()
         if spec.prompt is not None:
-            closed = spec.closed is not None and value(row, spec.closed) == spec.closed.equals
-            questions = (Question(value(row, spec.prompt), target, closed),)
+            questions = (Question(value(row, spec.prompt.column), offered[drawn], is_flagged(row, spec.closed)),)
         image = None
-        if spec.image is not None and "image" in self.inputs:
-            image = read_picture(Path(spec.root) / value(row, spec.image))
+        audio: tuple[Float[np.ndarray, " _"] | None, ...] = ()
+        if "image" in self.inputs and (name := image_name(row, spec)) is not None:
+            image = read_picture(inside(spec.root, name))
+        if "audio" in self.inputs and spec.audio is not None:
+            sound = read_sound(inside(spec.root, value(row, spec.audio.column)), rate=spec.audio.rate)
+            audio = tuple(sound if site == spec.audio.site else None for site in SOUND_SITES)
         return Sample(
-            study=f"{spec.name}-{number}",
+            study=f"{spec.name}-{row['__row__']}",
             image=image,
+            audio=audio,
             language=spec.language,
-            text="" if questions else target,
+            text="" if questions else offered[drawn],
             questions=questions,
         )
 
 
-def read_index(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file, each with its number under `__row__`.
-
-    Raises:
-        ValueError: The file is missing, or a line is no JSON object.
-    """
-    if not path.is_file():
-        raise ValueError(f"index {str(path)!r} does not exist")
-    lines = json_lines(path.read_text(encoding="utf-8-sig"), where=path.name)
-    return [{**row, "__row__": line - 1} for line, row in lines]
-
-
-def value(row: dict[str, Any], column: Column) -> str:
-    """A column of a row, as text.
-
-    Raises:
-        ValueError: The row doesn't have it; the message lists the columns.
-    """
-    if column.column not in row:
-        known = ", ".join(sorted(key for key in row if key != "__row__"))
-        raise ValueError(f"row {row['__row__'] + 1} has no column {column.column!r}; it has {known}")
-    return str(row[column.column])
-
-
-def split_of(row: dict[str, Any], spec: TableSpec) -> str:
-    """The split a row belongs to; validation may be carved from train by a hash of the row's group."""
-    split = value(row, spec.split)
-    if split not in SPLITS:
-        raise ValueError(f"data spec {spec.name}: split must be one of {', '.join(SPLITS)}; got {split!r}")
-    if split == "train" and spec.val is not None:
-        group = hashlib.sha256(value(row, spec.val.group).encode()).digest()
-        if int.from_bytes(group[:4], "big") < spec.val.share * 2**32:
-            return "val"
-    return split
+def image_name(row: Row, spec: TableSpec) -> str | None:
+    """Path of a row's image as the index has it, or None for a data set without images."""
+    if spec.image is None:
+        return None
+    content = cell(row, spec.image.column)
+    while isinstance(content, list | tuple) and content:
+        content = content[0]
+    return "" if content is None else str(content)
 
 
 def read_picture(path: Path) -> Float[np.ndarray, "Y X"]:
@@ -170,9 +161,43 @@ def read_picture(path: Path) -> Float[np.ndarray, "Y X"]:
     Raises:
         ValueError: The file is missing or no picture.
     """
+    return fit_image(Image(decode_picture(path), None, ""), IMAGE_GRID)
+
+
+def decode_picture(path: Path) -> Float[np.ndarray, "rows columns"]:
+    """A PNG or JPEG in grey as it is stored.
+
+    Raises:
+        ValueError: The file is missing or no picture.
+    """
     try:
         with PIL.Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("L"), dtype=np.float32)
-    except (OSError, PIL.UnidentifiedImageError) as error:
+            return np.asarray(picture.convert("L"), dtype=np.float32)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"image {path.name!r} can't be read: {type(error).__name__}") from error
-    return fit_image(Image(pixels, None, ""), IMAGE_GRID)
+
+
+def read_sound(path: Path, *, rate: int) -> Float[np.ndarray, " T"]:
+    """A sound in mono at the model's rate.
+
+    Args:
+        path: Of a file that soundfile reads.
+        rate: Hz that the file must have.
+
+    Raises:
+        ValueError: The file is missing, empty, no sound, or of another rate.
+    """
+    try:
+        stored, given = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise ValueError(f"sound {path.name!r} can't be read: {type(error).__name__}") from error
+    if given != rate:
+        raise ValueError(f"sound {path.name!r} has {given} Hz, but the data spec says audio.rate {rate}")
+    if len(stored) == 0 or not np.isfinite(stored).all():
+        raise ValueError(f"sound {path.name!r} is empty or holds what is no number")
+    mono: Float[np.ndarray, " T"] = stored.mean(axis=1, dtype=np.float32)
+    if rate != SOUND_RATE:
+        # 44101 Hz has no divisor in common with 8000 Hz; a ratio of small numbers is off by 1 in 2000 at most.
+        ratio = Fraction(SOUND_RATE, rate).limit_denominator(MAX_RATIO)
+        mono = torchaudio.functional.resample(torch.from_numpy(mono), ratio.denominator, ratio.numerator).numpy()
+    return mono

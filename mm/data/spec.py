@@ -5,17 +5,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 import mm
 from mm.batch import Language
+from mm.data.columns import AudioColumn, Carve, Column, IndexFiles, SplitColumn, TextColumn
 from mm.errors import one_line, read_yaml
+from mm.ontology import SOUND_SITES
 from mm.trust import restrict_imports
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Format = Literal["jsonl", "csv", "parquet", "files"]
 
 
 @dataclass(frozen=True)
@@ -46,57 +49,53 @@ class PhantomSpec:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of the index, and the value that means yes where the column is a flag."""
-
-    column: str
-    equals: str | None = None
-
-
-@dataclass(frozen=True)
-class Carve:
-    """A validation split taken from train: all rows of a group go to the same side.
-
-    Attributes:
-        share: Part of the groups that becomes validation, 0 to 1.
-        group: Column that must not straddle the two, such as the image or the patient.
-    """
-
-    share: float
-    group: Column
-
-
-@dataclass(frozen=True)
 class TableSpec:
-    """A JSON-lines index with one row a sample, and files beside it.
+    """An index with one row a sample, and files beside it.
 
     Attributes:
         name: Of the data set.
-        root: Folder that all paths are relative to; `${VARIABLES}` are filled from the environment.
-        index: The JSON-lines file.
-        split: Column with "train", "val" or "test".
-        image: Column with the path of an image.
+        root: Folder that all paths are relative to and stay in; `${VARIABLES}` are filled from the environment.
+        index: The file of all rows, or one a split; of kind `files` the glob of the files, each one a row.
+        format: Of the index; follows from `kind` and is not written.
+        pattern: Of kind `files`: a regular expression for the whole path, whose named groups are the columns
+            beside `path`.
+        split: Column with the split; None where each split has its index or is carved.
+        image: Column with the path of an image; of a list the first.
+        audio: Column with the path of a sound.
         prompt: Column with the question.
-        target: Column with the answer, or the caption where there is no question.
+        target: Column with the answer, or the caption or captions where there is no question.
         closed: Flag column: the question is a closed one.
+        side: Column with "left" or "right", to check texts against.
+        group: Column of what should not be in two splits, such as the patient; only checked.
+        exclude: Flag column: the row is neither trained nor validated on.
+        drop_empty: Leave out rows without a target; else they are refused.
         val: How validation is carved from train; None where the index has a validation split.
+        test: How the test split is carved from train; None where the index has one.
         language: Of prompts and targets.
     """
 
     name: str
     root: str
-    index: str
-    split: Column
-    target: Column
+    index: str | IndexFiles
+    target: TextColumn
+    format: Format = "jsonl"
+    pattern: str | None = None
+    split: SplitColumn | None = None
     image: Column | None = None
+    audio: AudioColumn | None = None
     prompt: Column | None = None
     closed: Column | None = None
+    side: Column | None = None
+    group: Column | None = None
+    exclude: Column | None = None
+    drop_empty: bool = False
     val: Carve | None = None
+    test: Carve | None = None
     language: Language = "en"
 
 
 Spec: TypeAlias = PhantomSpec | TableSpec
-KINDS: dict[str, type[PhantomSpec] | type[TableSpec]] = {"phantom": PhantomSpec, "jsonl": TableSpec}
+KINDS: tuple[str, ...] = ("phantom", *get_args(Format))
 
 
 def load_spec(name: str | Path, *, root: str | Path | None = None) -> Spec:
@@ -114,12 +113,46 @@ def load_spec(name: str | Path, *, root: str | Path | None = None) -> Spec:
     if not isinstance(content, dict) or content.get("kind") not in KINDS:
         got = content.get("kind") if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"data spec {path.name}: kind must be one of {', '.join(KINDS)}; got {got!r}")
-    spec = parse(KINDS[content.pop("kind")], content, where=path.name)
+    kind = content.pop("kind")
+    if "format" in content:
+        raise ValueError(f"data spec {path.name}: format is no key; kind says it ({kind})")
+    fields = content if kind == "phantom" else {**content, "format": kind}
+    spec = parse(PhantomSpec if kind == "phantom" else TableSpec, fields, where=path.name)
     if isinstance(spec, PhantomSpec):
         if root is not None:
             raise ValueError(f"data spec {path.name} is procedural and takes no root; got {str(root)!r}")
         return spec
+    _check(spec, where=path.name)
     return replace(spec, root=str(_folder(str(root) if root is not None else spec.root, where=path.name)))
+
+
+def _check(spec: TableSpec, *, where: str) -> None:
+    """What no type says.
+
+    Raises:
+        ValueError: No split, two sources of one, a share or rate out of range, a pattern where none belongs.
+    """
+    where = f"data spec {where}"
+    if isinstance(spec.index, str) and spec.split is None and (spec.val is None or spec.test is None):
+        raise ValueError(f"{where}: no split; give split (a column), an index for each of train, val and test, or "
+                         "carve both val and test")  # fmt: skip
+    if isinstance(spec.index, IndexFiles) and (spec.split is not None or spec.format == "files"):
+        raise ValueError(f"{where}: an index for each split takes neither a split column nor kind files")
+    for name, carve in (("val", spec.val), ("test", spec.test)):
+        if carve is not None and not 0.0 < carve.share < 1.0:
+            raise ValueError(f"{where}: {name}.share must be above 0 and below 1, got {carve.share}")
+        if carve is not None and isinstance(spec.index, IndexFiles) and getattr(spec.index, name) is not None:
+            raise ValueError(f"{where}: {name} is both carved and in an index of its own; drop one")
+    if (spec.format == "files") != (spec.pattern is not None):
+        raise ValueError(f"{where}: pattern belongs to kind files, and that needs one; got kind {spec.format}")
+    try:
+        re.compile(spec.pattern or "")
+    except re.error as error:
+        raise ValueError(f"{where}: pattern is no regular expression ({error})") from error
+    if spec.audio is not None and spec.audio.rate < 1:
+        raise ValueError(f"{where}: audio.rate must be at least 1 Hz, got {spec.audio.rate}")
+    if spec.audio is not None and spec.audio.site not in SOUND_SITES:
+        raise ValueError(f"{where}: audio.site must be one of {', '.join(SOUND_SITES)}; got {spec.audio.site!r}")
 
 
 def parse(kind: type[PhantomSpec] | type[TableSpec], content: dict[str, Any], *, where: str) -> Spec:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import mm
 from mm.batch import BySource, Tokens
 from mm.data.datamodule import MultimodalData
+from mm.data.index import index_digest
 from mm.data.spec import PhantomSpec, Spec, Split, describe
-from mm.files import file_digest
 from mm.findings import Evidence
 from mm.history import History
 from mm.model import Encoded, MultimodalModel
@@ -123,7 +123,7 @@ def key(model: MultimodalModel, data: MultimodalData, split: Split) -> str:
 
 def _content(spec: Spec) -> str:
     """What lies behind a spec's words: the rows of its index, or how its patients are drawn."""
-    return table_digest() if isinstance(spec, PhantomSpec) else file_digest(Path(spec.root) / spec.index)
+    return table_digest() if isinstance(spec, PhantomSpec) else index_digest(spec)
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def test_shipped_specs_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace("jsonl\nname", "csv\nname"), "kind must be one of phantom, jsonl; got 'csv'"),
+        (lambda text: text.replace("jsonl\nname", "xls\nname"), "kind must be one of phantom, jsonl, csv.*; got 'xls'"),
         (lambda text: text.replace("target:", "traget:"), "traget"),
         (lambda text: text.replace("image: {", "image: ["), r"pictures\.yaml line 6: not YAML"),
         (lambda text: text.replace("${PICTURES}", "${NOWHERE}"), "set NOWHERE in the environment"),
@@ -109,7 +109,7 @@ def test_rows_become_samples(table: Path) -> None:
 def test_a_missing_column_or_picture_is_named(table: Path) -> None:
     table.write_text(TABLE.replace("column: answer", "column: reply"))
     with pytest.raises(ValueError, match=r"no column 'reply'; it has answer, image"):
-        open_split(load_spec(table), "train")[0]
+        open_split(load_spec(table), "train")
     table.write_text(TABLE)
     (table.parent / "p15.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"'p15.png' can't be read"):
@@ -132,8 +132,24 @@ def test_loaders_yield_numbers_and_batches(table: Path) -> None:
 def test_numbers_out_of_range_are_refused(table: Path) -> None:
     with pytest.raises(ValueError, match=r"data.batch_size must be at least 1, got 0"):
         MultimodalData(spec=str(table), batch_size=0)
+    with pytest.raises(ValueError, match=r"data.mirror must be a share from 0 to 1, got 2.0"):
+        MultimodalData(spec=str(table), mirror=2.0)
     with pytest.raises(ValueError, match=r"data.tokenizer 'nowhere'"):
         _ = MultimodalData(spec=str(table), tokenizer="nowhere").tokenizer
+
+
+def test_only_training_pictures_are_mirrored_and_none_from_a_cache(table: Path) -> None:
+    data = MultimodalData(spec=str(table), batch_size=4, workers=0, vocab_size=300, mirror=1.0)
+    for split, bright in (("train", slice(0, 128)), ("val", slice(128, 256))):
+        _, batch = next(iter(data.loader(split)))
+        assert batch.image is not None
+        assert float(batch.image.values[..., bright].sum()) > 0.95 * float(batch.image.values.sum())
+    _, batch = next(iter(data.loader("train", everything=True)))
+    assert batch.image is not None
+    assert float(batch.image.values[..., 128:].sum()) > 0.95 * float(batch.image.values.sum())
+    data.texts_only = True
+    with pytest.raises(ValueError, match=r"data.mirror 1.0 can't mirror inputs that are cached"):
+        data.loader("train")
 
 
 def test_order_differs_by_epoch_and_after_a_resume() -> None:
