@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 import mm
@@ -12,7 +13,9 @@ from mm.data.readers import open_split, open_words
 from mm.data.spec import load_spec
 from mm.evaluation.bootstrap import Score
 from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
-from mm.evaluation.vqa import VqaScores, most_frequent, question_only, vqa_scores
+from mm.evaluation.paired import paired_p
+from mm.evaluation.vqa import VqaScores, most_frequent, normalise, question_only, vqa_scores
+from mm.evaluation.vqa_variants import variant_scores
 
 
 class VqaEvaluation(Evaluation):
@@ -61,12 +64,22 @@ class VqaEvaluation(Evaluation):
             with torch.inference_mode():
                 answers += [loaded.tokenizer.decode(ids) for ids in loaded.model.answer(batch).rows()]
         learnt = self._learnt()
-        rows = {
-            "ours": vqa_scores(answers, asked),
-            "baseline: most frequent answer": vqa_scores(most_frequent(learnt, asked), asked),
-            "baseline: question only": vqa_scores(question_only(learnt, asked), asked),
+        given = {
+            "ours": answers,
+            "baseline: most frequent answer": most_frequent(learnt, asked),
+            "baseline: question only": question_only(learnt, asked),
         }
+        rows = {name: vqa_scores(texts, asked) for name, texts in given.items()}
         scores: dict[str, Any] = {name: asdict(row) for name, row in rows.items()}
+        variants = {name: variant_scores(texts, asked) for name, texts in given.items()}
+        scores["variants"] = {
+            name: {variant: asdict(row) for variant, row in of.items()} for name, of in variants.items()
+        }
+        ours, *others = (
+            np.array([float(normalise(text) == normalise(q.answer)) for text, q in zip(texts, asked, strict=True)])
+            for texts in given.values()
+        )
+        scores["p_against_ours"] = dict(zip(list(given)[1:], (paired_p(ours, other) for other in others), strict=True))
         return Results(
             title=f"Questions on {self.spec.name}",
             facts={
@@ -77,7 +90,14 @@ class VqaEvaluation(Evaluation):
             tables={
                 "Exact answers [95 %]": table(
                     ("who", "all", "closed", "open"), [(name, *_cells(row)) for name, row in rows.items()]
-                )
+                ),
+                "The same answers by other definitions [95 %]": table(
+                    ("who", "score", "all", "closed", "open"),
+                    [(name, variant, *_cells(row)) for name, of in variants.items() for variant, row in of.items()],
+                ),
+                "Difference from ours, paired randomisation": table(
+                    ("who", "p"), [(name, f"{p:.4f}") for name, p in scores["p_against_ours"].items()]
+                ),
             },
             bars=[(name, row.overall.value, row.overall.low, row.overall.high) for name, row in rows.items()],
             axis="share of exact answers (line: 95 % bootstrap interval)",

@@ -13,6 +13,7 @@ from mm import ontology
 from mm.batch import Batch, Language, Modality, Sample
 from mm.data.collate import collate
 from mm.evaluation import baselines
+from mm.evaluation.audits import audit
 from mm.evaluation.balanced import balanced_accuracy
 from mm.evaluation.bootstrap import Score, bootstrap
 from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
@@ -29,6 +30,7 @@ from mm.evaluation.reports import (
     rouge_l,
     text_labels,
 )
+from mm.evaluation.text_scores import audit_table, text_scores, text_table
 from mm.phantom.dataset import PhantomDataset
 from mm.phantom.table import table_digest
 from mm.phantom.text import report as reference_report
@@ -92,8 +94,8 @@ class ReportEvaluation(Evaluation):
             answers.add(loaded, self._batch(loaded, samples), samples)
         truth = answers.labels()
         references = [self._reference(item, number) for number, item in enumerate(judged)]
-        rivals = self._baselines(np.stack(seen), truth)
-        return self._results(loaded, judged, references, truth, rivals, answers.bound())
+        rivals, training = self._baselines(np.stack(seen), truth)
+        return self._results(loaded, judged, references, truth, rivals, answers.bound(), training)
 
     def _batch(self, loaded: Loaded, samples: Sequence[Sample]) -> Batch:
         kept = loaded.preprocessing
@@ -139,22 +141,27 @@ class ReportEvaluation(Evaluation):
         ]
         return join(texts, self.language)
 
-    def _baselines(self, shallow: np.ndarray, truth: Bool[np.ndarray, "N K"]) -> dict[str, Bool[np.ndarray, "N K"]]:
+    def _baselines(
+        self, shallow: np.ndarray, truth: Bool[np.ndarray, "N K"]
+    ) -> tuple[dict[str, Bool[np.ndarray, "N K"]], list[str]]:
+        """What each baseline calls present, and the reports of the training patients in this language."""
         patients = PhantomDataset(studies=self.baseline_studies, seed=self.baseline_seed, split="train", priors=0)
-        features, known = [], []
+        features, known, texts = [], [], []
         for index in tracked(range(self.baseline_studies), what="baselines"):
             sample = patients[index]
             features.append(baselines.shallow_features(sample))
             known.append(baselines.truth_labels([sample])[0])
+            texts += [sample.text] if sample.language == self.language else []
         train, train_labels = np.stack(features), np.stack(known)
         record = slice(64 + 512, None)
-        return {
+        rivals = {
             "constant normal": baselines.constant(truth, positive=False),
             "all positive": baselines.constant(truth, positive=True),
             "prevalence random": baselines.prevalence_random(truth, train_labels, seed=0),
             "record only": baselines.logistic(train[:, record], train_labels, shallow[:, record]),
             "shallow": baselines.logistic(train, train_labels, shallow),
         }
+        return rivals, texts
 
     def _results(
         self,
@@ -164,6 +171,7 @@ class ReportEvaluation(Evaluation):
         truth: Bool[np.ndarray, "N K"],
         rivals: dict[str, Bool[np.ndarray, "N K"]],
         bound: list[Bound],
+        training: list[str],
     ) -> Results:
         spacing = loaded.preprocessing.volume_grid.spacing_mm
         text, head = text_labels(judged), head_labels(judged)
@@ -183,6 +191,10 @@ class ReportEvaluation(Evaluation):
         reference_labels = np.array(
             [[labels(item, self.language)[code] == "present" for code in ontology.CODES] for item in references]
         )
+        written = text_scores(
+            {"ours": candidates, "constant normal": normal}, references, self.language, training=training
+        )
+        audited = audit(references, references, self.language)
         scores: dict[str, Any] = {
             "macro_f1": {name: asdict(score) for name, score in macro.items()},
             "labeler_on_references_macro_f1": macro_f1(reference_labels, truth),
@@ -192,6 +204,10 @@ class ReportEvaluation(Evaluation):
             "nodule_recall": recall,
             "bound": [asdict(item) for item in bound],
             "overlap": overlap,
+            "text": written,
+            "audit_of_references": {
+                name: {title: asdict(found) for title, found in row.items()} for name, row in audited.items()
+            },
         }
         shallow = {code: Agreement.of(rivals["shallow"][:, k], truth[:, k]) for k, code in enumerate(ontology.CODES)}
         tables = {
@@ -236,6 +252,8 @@ class ReportEvaluation(Evaluation):
                     ),
                 ],
             ),
+            "Overlap as captions are scored, and collapse (p: of the CIDEr-D difference)": text_table(written),
+            "Share of the score lost when the reference reports are made wrong (bold: noticed)": audit_table(audited),
         }  # fmt: skip
         return Results(
             title=f"Reports on {self.studies} phantom patients",

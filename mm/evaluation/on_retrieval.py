@@ -3,18 +3,21 @@
 from dataclasses import asdict, astuple, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 import mm
 from mm.data.collate import collate
+from mm.evaluation.bootstrap import Score, bootstrap
 from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
+from mm.evaluation.ranking import rank_all, text_groups
 from mm.evaluation.retrieval import Retrieval, equal_texts, retrieval, shuffled
 from mm.phantom.dataset import PhantomDataset
 from mm.phantom.table import table_digest
 
 
 class RetrievalEvaluation(Evaluation):
-    """Recall at 1, 5 and 10 and median rank, both ways, duplicate-aware and strict.
+    """Recall at 1, 5 and 10, median rank, mAP and nDCG, both ways, duplicate-aware and strict.
 
     Args:
         checkpoint: A checkpoint folder, or the name of a shipped one.
@@ -57,6 +60,16 @@ class RetrievalEvaluation(Evaluation):
             "control: shuffled pairs": shuffled(volumes, reports, same, seed=0),
         }
         scores: dict[str, Any] = {name: asdict(row) for name, row in rows.items()}
+        groups, each = text_groups(texts), np.arange(len(texts))
+        ordered = {
+            "volume -> report": rank_all(volumes, reports, groups, groups),
+            "report -> volume": rank_all(reports, volumes, groups, groups),
+            "volume -> report, strict": rank_all(volumes, reports, each, each),
+            "report -> volume, strict": rank_all(reports, volumes, each, each),
+        }
+        for name, ranking in ordered.items():
+            for title, values in (("map", ranking.average_precision), ("ndcg", ranking.ndcg)):
+                scores[name][title] = asdict(_mean(values))
         return Results(
             title=f"Retrieval over {self.studies} phantom patients",
             facts={
@@ -80,7 +93,11 @@ class RetrievalEvaluation(Evaluation):
                         )
                         for name, row in rows.items()
                     ],
-                )
+                ),
+                "Order of all items": table(
+                    ("direction", "mAP [95 %]", "nDCG [95 %]"),
+                    [(name, str(_mean(row.average_precision)), str(_mean(row.ndcg))) for name, row in ordered.items()],
+                ),
             },
             bars=[
                 *((name, *astuple(row.recall_at_10)) for name, row in rows.items()),
@@ -88,3 +105,7 @@ class RetrievalEvaluation(Evaluation):
             ],
             axis="R@10",
         )
+
+
+def _mean(values: np.ndarray) -> Score:
+    return bootstrap(lambda drawn: float(values[drawn].mean()), len(values))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from mm.evaluation.balanced import wilson
 from mm.evaluation.bootstrap import Score
+
+_TILE_SCORES: Final = 1 << 19
+"""Scores held at a time, with a masked copy and a few truth values each."""
 
 
 @dataclass(frozen=True)
@@ -35,31 +39,31 @@ class Retrieval:
 
 def ranks(
     queries: Float[Tensor, "N D"],
-    items: Float[Tensor, "N D"],
-    positive: Bool[Tensor, "N N"] | None = None,
+    items: Float[Tensor, "M D"],
+    positive: Bool[Tensor, "N M"] | None = None,
     *,
-    tile: int = 512,
+    tile: int | None = None,
 ) -> Int[Tensor, " N"]:
-    """The rank of the best match of every query among all items.
+    """The rank of the best match of every query among all items, which may be more than the queries.
 
     Item n is the match of query n; `positive` may name more (texts that are equal). The score of a match is
     read from the same product as the scores it is compared with: a second product may round otherwise, and a
     perfect model would then lose to itself. An item that ties with the match counts half a place ahead,
-    rounded up, so that constant embeddings score chance.
+    rounded up, so that constant embeddings score chance. Products are made `tile` queries at a time, by default
+    so many that 25,000 x 25,000 needs less than 64 MB besides its inputs.
 
     Raises:
         ValueError: An embedding isn't finite: nothing is ahead of NaN, so it would score as perfect.
     """
-    for name, values in (("queries", queries), ("items", items)):
-        if not bool(values.isfinite().all()):
-            raise ValueError(f"{name} must be finite, got {int((~values.isfinite()).any(1).sum())} rows that aren't")
+    check_finite(queries=queries, items=items)
     num_items = len(items)
     result = torch.empty(len(queries), dtype=torch.long)
+    tile = max(1, _TILE_SCORES // num_items) if tile is None else tile
     for start in range(0, len(queries), tile):
         scores = queries[start : start + tile] @ items.T
-        rows = torch.arange(len(scores))
         if positive is None:
-            match = torch.zeros(len(scores), num_items, dtype=torch.bool)
+            rows = torch.arange(len(scores))
+            match = torch.zeros(scores.shape, dtype=torch.bool)
             match[rows, rows + start] = True
         else:
             match = positive[start : start + tile]
@@ -69,6 +73,19 @@ def ranks(
         ties = ((scores == best) & others).sum(dim=1)
         result[start : start + tile] = 1 + ahead + (ties + 1) // 2
     return result
+
+
+def check_finite(**embeddings: Float[Tensor, "_ D"]) -> None:
+    """Tells of embeddings that are no numbers, a part at a time: to look takes a copy.
+
+    Raises:
+        ValueError: A row isn't finite.
+    """
+    for name, values in embeddings.items():
+        parts = (values[start : start + 4096] for start in range(0, len(values), 4096))
+        broken = sum(int((~part.isfinite()).any(1).sum()) for part in parts)
+        if broken:
+            raise ValueError(f"{name} must be finite, got {broken} rows that aren't")
 
 
 def equal_texts(texts: Sequence[str]) -> Bool[Tensor, "N N"]:
