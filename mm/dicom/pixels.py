@@ -1,6 +1,7 @@
 """The pixels of an instance as stored integers, whatever its transfer syntax."""
 
 import io
+import math
 import os
 import struct
 import zlib
@@ -251,7 +252,7 @@ def rescaled(frame: Frame, pixels: Shaped[np.ndarray, "Y X"], out: Float[np.ndar
     """
     slope = 1.0 if frame.slope is None else frame.slope
     intercept = 0.0 if frame.intercept is None else frame.intercept
-    if not np.isfinite(slope) or slope == 0 or not np.isfinite(intercept):
+    if not math.isfinite(slope) or slope == 0 or not math.isfinite(intercept):
         raise PixelError("invalid_rescale")
     if slope == 1 and intercept.is_integer() and frame.instance.bits_stored <= 16 and abs(intercept) < 1 << 20:
         np.add(pixels, np.float32(intercept), out=out, dtype=np.float32, casting="unsafe")

@@ -21,6 +21,11 @@ from mm.dicom.pixels import check_greyscale, read_planes, rescaled
 
 THREADS: Final = 2
 BUFFER_BYTES: Final = 512 << 10
+STORED: Final = {
+    (signed, bits): np.dtype(f"<{'i' if signed else 'u'}{bits // 8}")
+    for signed in (False, True)
+    for bits in (8, 16, 32)
+}
 POSITIONAL: Final = hasattr(os, "preadv")
 
 
@@ -40,7 +45,7 @@ def _read_plane(frame: Frame, out: Float[np.ndarray, "Y X"], buffer: bytearray) 
     instance = frame.instance
     row_bytes = instance.columns * instance.bits_allocated // 8
     rows = max(1, len(buffer) // max(1, row_bytes))
-    kind = np.dtype(f"<{'i' if instance.signed else 'u'}{instance.bits_allocated // 8}")
+    kind = STORED[instance.signed, instance.bits_allocated]
     view = memoryview(buffer if rows * row_bytes <= len(buffer) else bytearray(row_bytes))
     before = 8 if instance.transfer_syntax_uid == ImplicitVRLittleEndian else 12
     head = bytearray(before)
