@@ -291,8 +291,9 @@ def test_retrieval_scores(evaluated: dict[str, Path]) -> None:
 def test_vqa_scores_repeat(evaluated: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
     first = evaluated["eval_vqa"] / "results.json"
     scores = strict(first)["scores"]
-    assert set(scores) == {"ours", "baseline: most frequent answer", "baseline: question only"}
-    assert all({"overall", "closed", "open"} == set(row) for row in scores.values())
+    assert set(scores) >= {"ours", "baseline: most frequent answer", "baseline: question only"}
+    named = [row for name, row in scores.items() if name == "ours" or name.startswith("baseline: ")]
+    assert all({"overall", "closed", "open"} == set(row) for row in named)
     torch.manual_seed(123)  # the baselines' training questions must not hang on what ran before
     options = [f"checkpoint={tiny_checkpoint}", "studies=4", "batch_size=3", "baseline_studies=12"]
     run_evaluation("eval_vqa", tmp_path, overrides=options)

@@ -51,7 +51,9 @@ def run(engine, writing, memory, sampling):
     [
         {},
         {"max_sequences": 3, "token_budget": 9, "page_size": 4},
-        {"max_sequences": 5, "token_budget": 7, "page_size": 1, "num_blocks": 400},
+        pytest.param(
+            {"max_sequences": 5, "token_budget": 7, "page_size": 1, "num_blocks": 400}, marks=pytest.mark.slow
+        ),
         {"page_size": 3, "num_blocks": 13},
     ],
     ids=["all at once", "few at a time, prompts in pieces", "pages of one token", "tiny pool"],
@@ -100,6 +102,7 @@ def test_requests_of_different_settings_run_side_by_side():
         assert list(got.ids) == expected[index]
 
 
+@pytest.mark.slow
 def test_requests_may_come_while_others_are_written():
     decoder, writing, memory = make_decoder(), make_writing(), make_memory()
     engine = Engine(decoder, max_sequences=3, token_budget=12, page_size=4)

@@ -118,6 +118,7 @@ def greedy(model: LanguageModel, prompt: Padded, steps: int) -> Tensor:
     return torch.stack(written, dim=1)
 
 
+@pytest.mark.slow
 def test_200_greedy_tokens_are_those_of_transformers(pair: Pair) -> None:
     theirs, ours, _ = pair
     ids = torch.randint(96, (2, 6), generator=torch.Generator().manual_seed(4))

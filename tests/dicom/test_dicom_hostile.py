@@ -90,6 +90,7 @@ def test_the_damaged_files(real):
     assert {"expansion", "invalid_uid", "too_many_pixels", "truncated", "not_dicom"} <= set(told)
 
 
+@pytest.mark.slow
 def test_random_changes_end_in_reasons():
     tally = try_numbers(range(INPUTS))
     assert tally.uncaught == []
