@@ -288,6 +288,7 @@ def test_retrieval_scores(evaluated: dict[str, Path]) -> None:
         assert 1 <= row["median_rank"] <= 4
 
 
+@pytest.mark.slow
 def test_vqa_scores_repeat(evaluated: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
     first = evaluated["eval_vqa"] / "results.json"
     scores = strict(first)["scores"]

@@ -45,7 +45,7 @@ def run(engine, writing, memory, sampling):
     return engine.run(engine.requests(writing, memory, sampling=sampling, rows=writing.study))
 
 
-@pytest.mark.parametrize("sampling", SETTINGS)
+@pytest.mark.parametrize("sampling", [SETTINGS[0], pytest.param(SETTINGS[1], marks=pytest.mark.slow), *SETTINGS[2:]])
 @pytest.mark.parametrize(
     "options",
     [

@@ -110,6 +110,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
 @pytest.mark.parametrize("what", ["ranks", "rank_all"])
 def test_25000_items_need_less_than_64_mb(what):
