@@ -315,8 +315,12 @@ def _is_known(character_set: bytes) -> bool:
 
 
 @lru_cache(maxsize=8192)
-def _value(vr: str, raw: bytes) -> Any:
-    """What pydicom makes of a raw value; most of them are the same in all files of a series."""
+def value(vr: str, raw: bytes) -> Any:
+    """What pydicom makes of a raw value; most of them are the same in all files of a series.
+
+    Raises:
+        Unsure: It needs pydicom.
+    """
     if len(raw) > MAX_VALUE or vr not in CONVERTED:
         raise Unsure
     if vr == "UI":
@@ -349,6 +353,4 @@ def elements(found: dict[int, bytes]) -> dict[str, Any]:
     """
     if CHARACTER_SET in found and not _is_known(found[CHARACTER_SET]):
         raise Unsure
-    return {
-        KEYWORDS[tag]: _value(VRS[tag] if VRS[tag] != EITHER else _chosen(found), raw) for tag, raw in found.items()
-    }
+    return {KEYWORDS[tag]: value(VRS[tag] if VRS[tag] != EITHER else _chosen(found), raw) for tag, raw in found.items()}

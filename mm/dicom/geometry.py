@@ -42,20 +42,20 @@ class Stack:
     tilted: bool
 
 
-def plane(frame: Frame) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+@lru_cache(maxsize=64)
+def directions(orientation: tuple[float, ...] | None) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
     """Direction along a row (to the next column) and along a column (to the next row), as unit vectors.
+
+    All slices of a series have the same, so it is worth keeping; nobody may write to what is returned.
+
+    Args:
+        orientation: ImageOrientationPatient, or None where it isn't given.
 
     Raises:
         GeometryError: `missing_geometry` or `invalid_orientation`.
     """
-    if frame.orientation is None:
+    if orientation is None:
         raise GeometryError("missing_geometry")
-    return _directions(frame.orientation)
-
-
-@lru_cache(maxsize=64)
-def _directions(orientation: tuple[float, ...]) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """All slices of a series have the same, so it is worth keeping; nobody may write to what is returned."""
     values = np.asarray(orientation, dtype=np.float64)
     if not (np.abs(values) < 2).all():  # NaN as well, and what would overflow
         raise GeometryError("invalid_orientation")
@@ -93,7 +93,7 @@ def places(frames: Sequence[Frame]) -> Int[np.ndarray, " N"]:
     Raises:
         GeometryError: They don't say where they lie.
     """
-    along_row, along_column = plane(frames[0])
+    along_row, along_column = directions(frames[0].orientation)
     along = _positions(frames) @ np.cross(along_row, along_column)
     gaps = np.diff(np.sort(along))
     gaps = gaps[gaps > SAME_PLACE_MM]
@@ -106,14 +106,15 @@ def _check_gaps(along: Float[np.ndarray, " N"]) -> None:
     gaps = np.diff(along)
     usual = float(np.median(gaps))
     tolerance = max(ROUNDING_MM, GAP_SHARE * usual)
-    for index, gap in enumerate(gaps.tolist()):
+    same_place = gaps < max(SAME_PLACE_MM, SAME_PLACE_SHARE * usual)
+    odd = same_place | ~(np.abs(gaps - usual) <= min(tolerance, 0.3 * usual))
+    if odd.any():
+        index = int(odd.argmax())
         place = f"between slice {index + 1} and {index + 2} of {len(along)}"
-        if gap < max(SAME_PLACE_MM, SAME_PLACE_SHARE * usual):
+        if same_place[index]:
             raise GeometryError("duplicate_position", place)
-        if abs(gap - usual) <= min(tolerance, 0.3 * usual):
-            continue
-        times = round(gap / usual)
-        if times >= 2 and abs(gap - times * usual) <= times * tolerance:
+        times = round(float(gaps[index]) / usual)
+        if times >= 2 and abs(gaps[index] - times * usual) <= times * tolerance:
             raise GeometryError("missing_slice", place)
         raise GeometryError("uneven_spacing", place)
     step = (along[-1] - along[0]) / len(gaps)
@@ -139,7 +140,7 @@ def stack(frames: Sequence[Frame]) -> Stack:
         GeometryError: With the reason and the place, slices counted from 1 along the normal.
     """
     first = frames[0]
-    along_row, along_column = plane(first)
+    along_row, along_column = directions(first.orientation)
     if first.spacing is None:
         raise GeometryError("missing_geometry")
     spacing = np.asarray(first.spacing, dtype=np.float64)

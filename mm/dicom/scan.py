@@ -319,7 +319,7 @@ def scan(source: str | Path | Sequence[str | Path], progress: Callable[[int, int
     siblings = Siblings()
     for number, path in enumerate(paths, 1):
         try:
-            if path.name.upper() == "DICOMDIR":
+            if str(path)[-8:].upper() == "DICOMDIR" and path.name.upper() == "DICOMDIR":
                 raise FileError("dicomdir")
             found.append(read_header(path, siblings))
         except FileError as error:

@@ -22,13 +22,15 @@ from mm.dicom.elements import (
     SHORT,
     SIGNED,
     TRANSFER_SYNTAX,
+    VRS,
     Unsure,
     Walk,
     behind_sequence,
     elements,
+    value,
 )
 from mm.dicom.instance import Instance, instance_of
-from mm.dicom.marks import moment, number
+from mm.dicom.marks import Marks, moment, number
 
 PATTERNS: Final = 8  # kept at a time, so that a folder may mix as many kinds of headers
 VARIANTS: Final = 256  # and as many series of one kind
@@ -94,7 +96,6 @@ MARKS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "AcquisitionTime": ("acquired", moment),
 }
 """The same for the fields of its `marks`."""
-OWN_TAGS: Final = frozenset(tag for tag, keyword in KEYWORDS.items() if keyword in OWN or keyword in MARKS)
 # Where AcquisitionDateTime is there, AcquisitionTime isn't what `acquired` is read from.
 ACQUISITION_DATE_TIME, ACQUISITION_TIME = (
     next(tag for tag, keyword in KEYWORDS.items() if keyword == wanted)
@@ -116,6 +117,22 @@ class Step(NamedTuple):
     tag: int
 
 
+class Field(NamedTuple):
+    """An element that decides one field of `Instance`, or one of its `marks`, and nothing else.
+
+    Attributes:
+        place: Which of the changing elements it is.
+        vr: Its value representation.
+        name: The field; of a mark its place in `Marks`.
+        convert: The field's value from the element's, in the usual case.
+    """
+
+    place: int
+    vr: str
+    name: Any
+    convert: Callable[[Any], Any]
+
+
 class Pattern(NamedTuple):
     """What headers of one layout have in common."""
 
@@ -123,20 +140,23 @@ class Pattern(NamedTuple):
     tail: bytes  # ends with the 12 bytes of the pixel element
     stable: dict[int, bytes]  # wanted elements in the runs
     transfer_syntax_uid: str
-    own: frozenset[int]  # tags of OWN and MARKS
-    variants: dict[tuple[bytes, ...], dict[str, Any]]  # fields of an `Instance` by the elements that aren't own
+    tags: tuple[int, ...]  # of the wanted elements that change, in their order
+    keyed: tuple[int, ...]  # which of them are neither own nor marks
+    own: tuple[Field, ...]
+    marks: tuple[Field, ...]
+    variants: dict[tuple[bytes, ...], dict[str, Any]]  # fields of an `Instance` by the elements that are keyed
     layout: "Layout"
 
-    def match(self, window: bytes) -> tuple[dict[int, bytes], int] | None:
+    def match(self, window: bytes) -> tuple[list[bytes], int] | None:
         """The wanted elements that change and where the pixels start, or None for another header."""
         position = 0
-        changed: dict[int, bytes] = {}
+        changed: list[bytes] = []
         for run, extent, tag in self.steps:
             if not window.startswith(run, position):
                 return None
             start, position = extent(window, position + len(run))
             if tag:
-                changed[tag] = window[start:position]
+                changed.append(window[start:position])
         if not window.startswith(self.tail, position):
             return None
         return changed, position + len(self.tail) - 12
@@ -149,28 +169,27 @@ class Pattern(NamedTuple):
             return None
         if matched is None:
             return None
-        changed, offset = matched
-        key = tuple([raw for tag, raw in changed.items() if tag not in self.own])
+        raw, offset = matched
+        key = tuple([raw[place] for place in self.keyed])
         known = self.variants.get(key)
         if known is None:
-            instance = instance_of(path, elements(self.stable | changed), self.transfer_syntax_uid, offset)
+            found = elements(self.stable | dict(zip(self.tags, raw, strict=True)))
+            instance = instance_of(path, found, self.transfer_syntax_uid, offset)
             if len(self.variants) == VARIANTS:
                 self.variants.pop(next(iter(self.variants)))
             self.variants[key] = {field.name: getattr(instance, field.name) for field in fields(Instance)}
             return instance, self.tail[-12:]
-        own: dict[str, Any] = {"path": path, "pixel_offset": offset}
-        marks: dict[str, Any] = {}
-        for keyword, value in elements({tag: raw for tag, raw in changed.items() if tag in self.own}).items():
-            if keyword in OWN:
-                name, convert = OWN[keyword]
-                own[name] = convert(value)
-            else:
-                name, convert = MARKS[keyword]
-                marks[name] = convert(value)
-        if marks:
-            own["marks"] = known["marks"]._replace(**marks)
+        own = known.copy()
+        own["path"], own["pixel_offset"] = path, offset
+        for place, vr, name, convert in self.own:
+            own[name] = convert(value(vr, raw[place]))
+        if self.marks:
+            marks = list(known["marks"])
+            for place, vr, name, convert in self.marks:
+                marks[name] = convert(value(vr, raw[place]))
+            own["marks"] = Marks._make(marks)
         instance = object.__new__(Instance)  # `replace` would take six times as long
-        vars(instance).update(known, **own)
+        object.__setattr__(instance, "__dict__", own)
         return instance, self.tail[-12:]
 
 
@@ -232,16 +251,37 @@ class Siblings:
         wanted = {tags[i] for i in layout.changing} & set(walk.found)
         steps: list[Step] = []
         run = window[:132]
-        for i, value in enumerate(values):
+        for i, whole in enumerate(values):
             if i not in layout.changing:
-                run += value
+                run += whole
                 continue
             size, extent = kinds[i]
-            steps.append(Step(run + value[:size], extent, tags[i] if tags[i] in wanted else 0))
+            steps.append(Step(run + whole[:size], extent, tags[i] if tags[i] in wanted else 0))
             run = b""
         stable = {tag: raw for tag, raw in walk.found.items() if tag not in wanted}
-        own = OWN_TAGS - {ACQUISITION_TIME} if ACQUISITION_DATE_TIME in walk.found else OWN_TAGS
-        pattern = Pattern(tuple(steps), run + walk.head, stable, walk.transfer_syntax_uid, own, {}, layout)
+        ordered = [step.tag for step in steps if step.tag]
+        own, marks, keyed = [], [], []
+        for place, tag in enumerate(ordered):
+            keyword = KEYWORDS[tag]
+            if keyword in OWN:
+                own.append(Field(place, VRS[tag], *OWN[keyword]))
+            elif keyword in MARKS and not (tag == ACQUISITION_TIME and ACQUISITION_DATE_TIME in walk.found):
+                name, convert = MARKS[keyword]
+                marks.append(Field(place, VRS[tag], Marks._fields.index(name), convert))
+            else:
+                keyed.append(place)
+        pattern = Pattern(
+            steps=tuple(steps),
+            tail=run + walk.head,
+            stable=stable,
+            transfer_syntax_uid=walk.transfer_syntax_uid,
+            tags=tuple(ordered),
+            keyed=tuple(keyed),
+            own=tuple(own),
+            marks=tuple(marks),
+            variants={},
+            layout=layout,
+        )
         others = [other for other in self._patterns if other.layout is not layout]
         self._patterns = [pattern, *others[: PATTERNS - 1]]
 

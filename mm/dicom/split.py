@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from mm.dicom.errors import DicomError, GeometryError
-from mm.dicom.geometry import Stack, linked, places, plane, stack
+from mm.dicom.geometry import Stack, directions, linked, places, stack
 from mm.dicom.instance import Frame
 from mm.dicom.marks import Mark, Marks, labels
 
@@ -121,10 +121,8 @@ class _Group:
         return True
 
     def pieces(self) -> list[Piece]:
-        """The whole group, taken apart."""
+        """The group, which isn't one regular stack, taken apart."""
         everything = list(range(len(self.frames)))
-        if self.is_regular(everything):
-            return [Piece(everything)]
         for name in ("stack", "component"):
             groups = _by(everything, self.frames, _getter(name))
             if len(groups) < 2 or not (self._are_stacks if name == "stack" else self._are_types)(groups.values()):
@@ -207,26 +205,26 @@ def _are_blocks(groups: Iterable[Iterable[int]], values: dict[int, Mark | None])
 
 def _alike(frames: Sequence[Frame]) -> list[list[Frame]]:
     """Frames by kind, modality, size, pixel spacing and orientation, the largest group first."""
-    rows = np.full((len(frames), 8), np.nan)
-    for index, frame in enumerate(frames):
-        rows[index, :2] = frame.spacing or np.nan
+    kinds = list(dict.fromkeys((frame.spacing, frame.orientation) for frame in frames))
+    rows = np.full((len(kinds), 8), np.nan)
+    for row, (spacing, orientation) in zip(rows, kinds, strict=True):
+        row[:2] = spacing or np.nan
         try:
-            rows[index, 2:] = np.concatenate(plane(frame))
+            row[2:] = np.concatenate(directions(orientation))
         except GeometryError:
             continue
     rows = np.nan_to_num(rows, nan=1e6).clip(-1e6, 1e6)
     tolerances = [SPACING_TOLERANCE_MM] * 2 + [ORIENTATION_TOLERANCE] * 6
-    keys = np.stack([linked(rows[:, column], each) for column, each in enumerate(tolerances)], axis=1).tolist()
+    linked_rows = np.stack([linked(rows[:, column], each) for column, each in enumerate(tolerances)], axis=1).tolist()
+    keys = dict(zip(kinds, map(tuple, linked_rows), strict=True))
     groups: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
-    for frame, key in zip(frames, keys, strict=True):
-        item = frame.instance
-        groups[(item.kind, item.modality, item.rows, item.columns, *key)].append(frame)
+    for frame in frames:
+        item, key = frame.instance, keys[frame.spacing, frame.orientation]
+        groups[item.kind, item.modality, item.rows, item.columns, key].append(frame)
     return sorted(groups.values(), key=lambda group: (-len(group), group[0].instance.sop_instance_uid, group[0].index))
 
 
 def _part(frames: Sequence[Frame], told: tuple[str, ...], *, whole: bool) -> Part:
-    if frames[0].instance.kind != "volume":
-        return Part(tuple(frames), told, None, None)
     try:
         found = stack(frames)
     except GeometryError as error:
@@ -235,6 +233,20 @@ def _part(frames: Sequence[Frame], told: tuple[str, ...], *, whole: bool) -> Par
     if not whole:
         return Part(ordered, told, None, GeometryError("missing_slice", "beside the other volumes of its series"))
     return Part(ordered, told, found, GeometryError("gantry_tilt") if found.tilted else None)
+
+
+def _parts(group: Sequence[Frame]) -> list[Part]:
+    """The volumes of one group of frames that are alike; the group itself where it is one, or can't be taken apart."""
+    if group[0].instance.kind != "volume":
+        return [Part(tuple(group), (), None, None)]
+    together = _part(group, (), whole=True)
+    if together.stack is not None:
+        return [together]
+    try:
+        pieces = _Group(group).pieces()
+    except GeometryError:
+        return [together]
+    return [_part([group[index] for index in piece.members], piece.told, whole=piece.whole) for piece in pieces]
 
 
 def split(frames: Sequence[Frame]) -> list[Part]:
@@ -246,11 +258,4 @@ def split(frames: Sequence[Frame]) -> list[Part]:
     Returns:
         The largest geometric group first; its parts in the order of what tells them apart.
     """
-    parts = []
-    for group in _alike(frames):
-        try:
-            pieces = _Group(group).pieces() if group[0].instance.kind == "volume" else [Piece(list(range(len(group))))]
-        except GeometryError:
-            pieces = [Piece(list(range(len(group))))]
-        parts += [_part([group[i] for i in piece.members], piece.told, whole=piece.whole) for piece in pieces]
-    return parts
+    return [part for group in _alike(frames) for part in _parts(group)]
