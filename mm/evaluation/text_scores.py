@@ -13,6 +13,7 @@ from mm.evaluation.bootstrap import Score, bootstrap
 from mm.evaluation.cider import cider_d
 from mm.evaluation.collapse import collapse
 from mm.evaluation.evaluate import table
+from mm.evaluation.meteor import meteor
 from mm.evaluation.paired import paired_p
 from mm.evaluation.rouge import rouge_l_coco, rouge_l_f1
 from mm.evaluation.tokens import rouge_words, words
@@ -26,7 +27,7 @@ def text_scores(
     training: Sequence[str] = (),
     rounds: int = 500,
 ) -> dict[str, Any]:
-    """BLEU-1 to 4, ROUGE-L and CIDEr-D with bootstrap intervals, and how far the texts collapse.
+    """BLEU-1 to 4, ROUGE-L, METEOR (exact, stem) and CIDEr-D with bootstrap intervals, and how far the texts collapse.
 
     Args:
         runs: Texts by who wrote them; the first is compared with each of the others by paired randomisation.
@@ -36,8 +37,8 @@ def text_scores(
         rounds: Of the bootstrap.
 
     Returns:
-        For each run: `bleu` (four), `rouge_l_coco`, `rouge_l_f1` (English), `cider_d`, `collapse` and, except for
-        the first, `p` of its difference from the first in CIDEr-D; `references`: their `collapse`.
+        For each run: `bleu` (four), `rouge_l_coco`, `rouge_l_f1` (English), `meteor`, `cider_d`, `collapse` and,
+        except for the first, `p` of its difference from the first in CIDEr-D; `references`: their `collapse`.
     """
     known = [words(text, language) for text in references]
     result: dict[str, Any] = {"references": {"collapse": asdict(collapse(references, language, training=training))}}
@@ -48,6 +49,7 @@ def text_scores(
         each = {"rouge_l_coco": rouge_l_coco(given, [[item] for item in known])}
         if language == "en":
             each["rouge_l_f1"] = rouge_l_f1([rouge_words(t) for t in texts], [rouge_words(t) for t in references])
+        each["meteor"] = meteor(given, [[item] for item in known], language)
         each["cider_d"] = cider_d(given, [[item] for item in known])
         row: dict[str, Any] = {"bleu": [asdict(_bleu(counts, order, rounds)) for order in range(4)]}
         row |= {title: asdict(_mean(values, rounds)) for title, values in each.items()}
@@ -75,12 +77,22 @@ def text_table(scores: dict[str, Any]) -> str:
         own = row["collapse"]
         collapsed = (f"{own['distinct']:.3f}", f"{own['self_bleu']:.3f}", f"{own['copied']:.3f}")
         if "bleu" not in row:
-            rows.append((name, "-", "-", "-", "-", *collapsed))
+            rows.append((name, "-", "-", "-", "-", "-", *collapsed))
             continue
         bleu = " / ".join(f"{item['value']:.3f}" for item in row["bleu"])
-        rouge, cider = (str(Score(**row[key])) for key in ("rouge_l_coco", "cider_d"))
-        rows.append((name, bleu, rouge, cider, f"{row['p']:.4f}" if "p" in row else "-", *collapsed))
-    head = ("who", "BLEU-1/2/3/4", "ROUGE-L (beta 1.2)", "CIDEr-D", "p", "distinct", "self-BLEU", "copied")
+        rouge, meteored, cider = (str(Score(**row[key])) for key in ("rouge_l_coco", "meteor", "cider_d"))
+        rows.append((name, bleu, rouge, meteored, cider, f"{row['p']:.4f}" if "p" in row else "-", *collapsed))
+    head = (
+        "who",
+        "BLEU-1/2/3/4",
+        "ROUGE-L (beta 1.2)",
+        "METEOR (exact, stem)",
+        "CIDEr-D",
+        "p",
+        "distinct",
+        "self-BLEU",
+        "copied",
+    )
     return table(head, rows)
 
 
