@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 from pydicom.sequence import Sequence
+from pydicom.sr.codedict import codes
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -30,7 +31,7 @@ import mm.dicom.deidentify
 from mm.cli import main
 from mm.dicom.comments import without_comments
 from mm.dicom.confidentiality import TABLE
-from mm.dicom.deidentify import deidentify
+from mm.dicom.deidentify import CODES, deidentify
 from mm.dicom.errors import FileError, PixelError
 from mm.dicom.pixels import read_pixels
 from mm.dicom.retained import CHARACTERISTICS, DATES
@@ -158,6 +159,12 @@ def test_a_planted_name_is_in_no_byte_that_comes_out(tmp_path, capsys, caplog):
     assert made.preamble == b"\0" * 128
     assert not [element for element in made.iterall() if element.tag.is_private]
     assert made.ReferencedImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID.startswith("2.25.")
+
+
+def test_codes_are_those_of_the_standard():
+    """PS3.16 CID 7050, as pydicom lists it."""
+    listed = {(code.value, code.meaning) for code in codes.cid7050.concepts.values()}
+    assert set(CODES.values()) <= listed
 
 
 def test_the_prominent_rows_of_the_standard(tmp_path, capsys):
