@@ -5,20 +5,23 @@ for before anything is allocated.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mm.decoder.huggingface_config import Family, config_entries, family_of, read_config, read_json
+from mm.decoder.huggingface_config import config_entries, family_of, read_config, read_json
+from mm.decoder.huggingface_names import Entry, entries_of
 from mm.decoder.language import LanguageModel
-from mm.decoder.language_config import LanguageConfig
+
+log = logging.getLogger(__name__)
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -28,47 +31,11 @@ TOLD: Final = 5
 """So many names of wrong tensors stand in an error."""
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One parameter of ours and the tensors on disk that it is made of.
-
-    "same": one tensor as it is. "gate_up": of every expert gate [f D], then up [f D], to [E D 2f]. "down": of every
-    expert [D f], to [E f D].
-    """
-
-    ours: str
-    theirs: tuple[str, ...]
-    kind: Literal["same", "gate_up", "down"] = "same"
-
-    def shape(self, parameter: Tensor) -> list[int]:
-        """Of each tensor on disk."""
-        if self.kind == "same":
-            return list(parameter.shape)
-        _, rows, columns = parameter.shape
-        return [columns // 2, rows] if self.kind == "gate_up" else [columns, rows]
-
-    def join(self, tensors: Iterator[Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Ours from theirs, one tensor in memory beside it at a time."""
-        if self.kind == "same":
-            return next(tensors).clone()  # what safetensors gives lies in the file, which another may cut short
-        whole = torch.empty(like.shape, dtype=dtype)
-        parts = whole.chunk(2, dim=-1) if self.kind == "gate_up" else (whole,)
-        for expert in range(len(whole)):
-            for part in parts:
-                part[expert] = next(tensors).T
-        return whole
-
-    def split(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Theirs from ours."""
-        if self.kind == "same":
-            return {self.theirs[0]: parameter.contiguous()}
-        parts = parameter.chunk(2, dim=-1) if self.kind == "gate_up" else (parameter,)
-        tensors = (part[expert].T.contiguous() for expert in range(len(parameter)) for part in parts)
-        return dict(zip(self.theirs, tensors, strict=True))
-
-
 def read_language_model(folder: Path | str) -> LanguageModel:
-    """A Llama, Qwen3, OLMoE, Mixtral or Qwen3-MoE model, in evaluation mode and in the precision it lies in.
+    """A model of one of the published families, in evaluation mode and in the precision it lies in.
+
+    Llama, Qwen3, OLMoE, Mixtral, Qwen3-MoE, DeepSeek-V2 and DeepSeek-V3. What DeepSeek-V3 has for predicting several
+    tokens at once isn't read; a warning says so.
 
     Args:
         folder: With config.json and model.safetensors, or the shards that model.safetensors.index.json names.
@@ -91,13 +58,15 @@ def read_language_model(folder: Path | str) -> LanguageModel:
             if twice:
                 raise ValueError(f"{name}: tensors stand in two files: {_told(twice)}")
             found |= dict.fromkeys(file.keys(), file)
+        if family == "deepseek_v3":
+            found = _without_predictors(found, depth=config.depth)
         least = config.depth + 3 * config.num_experts * (config.depth - len(config.dense_layers))
         if least > len(found):
             raise ValueError(f"config.json asks for more than {least} tensors, the files hold {len(found)}")
         with torch.device("meta"):
             model = LanguageModel(config)
-        parameters = dict(model.named_parameters())
-        entries = list(_entries(config, family))
+        parameters = model.state_dict()
+        entries = list(entries_of(config, family))
         dtype = _check(entries, parameters, found)
         weights = {}
         for entry in entries:
@@ -122,14 +91,14 @@ def write_language_model(model: LanguageModel, folder: Path | str) -> None:
     folder = Path(folder)
     if (folder / INDEX).exists():
         raise ValueError(f"{folder.name} holds {INDEX} of a sharded model; choose another folder")
-    parameters = dict(model.named_parameters())
-    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters.values()})
+    parameters = model.state_dict()
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     if len(dtypes) != 1 or dtypes[0] not in DTYPES.values():
         raise ValueError(f"parameters must be of one dtype of {', '.join(DTYPES.values())}, got {', '.join(dtypes)}")
     settings = config_entries(model.config, dtype=dtypes[0])
     tensors: dict[str, Tensor] = {}
-    for entry in _entries(model.config, family_of(model.config)):
-        tensors |= entry.split(parameters[entry.ours].detach().cpu())
+    for entry in entries_of(model.config, family_of(model.config)):
+        tensors |= entry.split(parameters[entry.ours].cpu())
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{WEIGHTS}.part"
     try:
@@ -159,7 +128,17 @@ def _shards(folder: Path) -> list[str]:
     return names
 
 
-def _check(entries: list[_Entry], parameters: Mapping[str, Tensor], found: dict[str, Any]) -> torch.dtype:
+def _without_predictors(found: dict[str, Any], *, depth: int) -> dict[str, Any]:
+    """Leaves out the layers behind the last that DeepSeek-V3 predicts further tokens with; each has an `eh_proj`."""
+    layer_of = {name: match[1] for name in found if (match := re.match(r"model\.layers\.(\d{1,6})\.", name))}
+    behind = {layer for layer in layer_of.values() if int(layer) >= depth}
+    predictors = {layer for layer in behind if f"model.layers.{layer}.eh_proj.weight" in found}
+    if predictors:
+        log.warning("left out: tensors of layer %s, which predicts further tokens", _told(predictors))
+    return {name: file for name, file in found.items() if layer_of.get(name) not in predictors}
+
+
+def _check(entries: list[Entry], parameters: Mapping[str, Tensor], found: dict[str, Any]) -> torch.dtype:
     """Compares names, shapes and dtypes with the files' headers; no tensor is read."""
     wanted = {name: entry.shape(parameters[entry.ours]) for entry in entries for name in entry.theirs}
     missing, unknown = wanted.keys() - found.keys(), found.keys() - wanted.keys()
@@ -167,45 +146,20 @@ def _check(entries: list[_Entry], parameters: Mapping[str, Tensor], found: dict[
         parts = [f"missing: {_told(missing)}"] if missing else []
         parts += [f"unsupported: {_told(unknown)}"] if unknown else []
         raise ValueError(f"tensors don't match config.json; {'; '.join(parts)}")
-    dtypes = set()
+    dtypes, apart = set(), {entry.theirs[0] for entry in entries if entry.kind == "apart"}
     for name, shape in wanted.items():
         header = found[name].get_slice(name)
         if header.get_shape() != shape:
             raise ValueError(f"{name} must have the shape {shape} by config.json, got {header.get_shape()}")
-        dtypes.add(header.get_dtype())
+        if name not in apart:
+            dtypes.add(header.get_dtype())
+        elif header.get_dtype() not in DTYPES:
+            raise ValueError(f"{name} must be of a dtype of {', '.join(DTYPES)}, got {header.get_dtype()}")
     if len(dtypes) != 1 or not dtypes <= DTYPES.keys():
         raise ValueError(f"tensors must be of one dtype of {', '.join(DTYPES)}, got {', '.join(sorted(dtypes))}")
     dtype = getattr(torch, DTYPES[dtypes.pop()])
     assert isinstance(dtype, torch.dtype)
     return dtype
-
-
-def _entries(config: LanguageConfig, family: Family) -> Iterator[_Entry]:
-    yield _Entry("embedding.weight", ("model.embed_tokens.weight",))
-    for index in range(config.depth):
-        ours, theirs = f"layers.{index}", f"model.layers.{index}"
-        names = {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}
-        names |= {f"attention.{part}": f"self_attn.{part}_proj" for part in ("q", "k", "v")}
-        names["attention.out"] = "self_attn.o_proj"
-        if config.norm != "none":
-            names |= {f"attention.{part}_norm": f"self_attn.{part}_norm" for part in ("q", "k")}
-        sparse = "block_sparse_moe" if family == "mixtral" else "mlp"
-        if config.has_experts(index):
-            names["feed_forward.router.logits"] = f"{sparse}.gate"
-        else:
-            names |= {f"feed_forward.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
-        for one, other in names.items():
-            yield _Entry(f"{ours}.{one}.weight", (f"{theirs}.{other}.weight",))
-        if config.has_experts(index):
-            gate, up, down = ("w1", "w3", "w2") if family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
-            experts = [f"{theirs}.{sparse}.experts.{expert}" for expert in range(config.num_experts)]
-            pairs = tuple(f"{expert}.{part}.weight" for expert in experts for part in (gate, up))
-            yield _Entry(f"{ours}.feed_forward.experts.gate_up", pairs, "gate_up")
-            lasts = tuple(f"{expert}.{down}.weight" for expert in experts)
-            yield _Entry(f"{ours}.feed_forward.experts.down", lasts, "down")
-    yield _Entry("norm.weight", ("model.norm.weight",))
-    if not config.tied:
-        yield _Entry("output.weight", ("lm_head.weight",))
 
 
 def _told(names: Iterable[str]) -> str:

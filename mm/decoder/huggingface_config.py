@@ -1,67 +1,35 @@
 """config.json of the open language models to `LanguageConfig` and back; what we can't compute is refused by name."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from mm.decoder.huggingface_deepseek import deepseek_config, deepseek_entries, deepseek_family
+from mm.decoder.huggingface_entries import Entries, short
+from mm.decoder.huggingface_rotary import read_rotary, rotary_entries
 from mm.decoder.language_config import LanguageConfig
 
-Family = Literal["llama", "qwen3", "olmoe", "mixtral", "qwen3_moe"]
+Family = Literal["llama", "qwen3", "olmoe", "mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"]
 ARCHITECTURES: Final[dict[Family, str]] = {
     "llama": "LlamaForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "olmoe": "OlmoeForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
 }
 LARGEST_CONFIG = 2**20
 """Bytes; no published config.json comes near."""
-MOST: Final = {"num_hidden_layers": 2**10, "num_experts": 2**12, "vocab_size": 2**22, "max_position_embeddings": 2**26}
-WIDEST = 2**20
 ONLY: Final[dict[str, Any]] = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
     "clip_qkv": None,
-    "rope_scaling": None,
-    "quantization_config": None,
     "attention_dropout": 0,
     "router_jitter_noise": 0,
 }
 """Settings that change the result and of which we know one value; absent means that value."""
-
-
-class _Entries:
-    """The entries of a config.json, each checked when it is asked for."""
-
-    def __init__(self, entries: dict[str, Any]) -> None:
-        self.entries = entries
-
-    def integer(self, *names: str, default: int | None = None, least: int = 1) -> int:
-        value = next((self.entries[name] for name in names if self.entries.get(name) is not None), default)
-        most = MOST.get(names[0], WIDEST)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"config.json: {names[0]} must be a whole number {least}..{most}, got {_short(value)}")
-        return value
-
-    def number(self, name: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ValueError(f"config.json: {name} must be a positive number, got {_short(value)}")
-        return float(value)
-
-    def flag(self, name: str) -> bool:
-        value = self.entries.get(name, False)
-        if not isinstance(value, bool):
-            raise ValueError(f"config.json: {name} must be true or false, got {_short(value)}")
-        return value
-
-    def integers(self, name: str) -> tuple[int, ...]:
-        value = self.entries.get(name)
-        items = [] if value is None else value if isinstance(value, list) else [value]
-        if len(items) > MOST["num_hidden_layers"] or not all(type(item) is int and item >= 0 for item in items):
-            raise ValueError(f"config.json: {name} must be whole numbers from 0, got {_short(value)}")
-        return tuple(items)
 
 
 def read_config(file: Path) -> tuple[Family, LanguageConfig]:
@@ -97,11 +65,15 @@ def language_config(entries: dict[str, Any]) -> tuple[Family, LanguageConfig]:
     named = entries.get("model_type")
     family = next((known for known in ARCHITECTURES if known == named), None)
     if family is None:
-        raise ValueError(f"config.json: model_type must be one of {', '.join(ARCHITECTURES)}, got {_short(named)}")
-    for name, only in ONLY.items():
-        if entries.get(name, only) not in (only, None):
-            raise ValueError(f"config.json: {name} must be {only!r}, got {_short(entries[name])}")
-    read = _Entries(entries)
+        raise ValueError(f"config.json: model_type must be one of {', '.join(ARCHITECTURES)}, got {short(named)}")
+    read = Entries(entries)
+    if entries.get("quantization_config") is not None:
+        quantised = entries["quantization_config"]
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ValueError(f"config.json: quantised weights (quantization_config, {short(method)}) are not read")
+    read.only(ONLY)
+    if family in ("deepseek_v2", "deepseek_v3"):
+        return family, deepseek_config(read, family)
     width, heads = read.integer("hidden_size"), read.integer("num_attention_heads")
     depth, context = read.integer("num_hidden_layers"), read.integer("max_position_embeddings")
     with_head_dim = entries if family != "olmoe" else {}
@@ -113,17 +85,19 @@ def language_config(entries: dict[str, Any]) -> tuple[Family, LanguageConfig]:
     expert_key = "moe_intermediate_size" if family == "qwen3_moe" else "intermediate_size"
     renormalised = family == "mixtral" or read.flag("norm_topk_prob")
     window = _window(read, family, depth)
+    rotary_base, rotary_scaling = read_rotary(read, context=context)
     return family, LanguageConfig(
         vocab_size=read.integer("vocab_size"),
         width=width,
         depth=depth,
         heads=heads,
         key_heads=read.integer("num_key_value_heads", default=heads),
-        head_width=_Entries(with_head_dim).integer("head_dim", default=width // heads),
+        head_width=Entries(with_head_dim).integer("head_dim", default=width // heads),
         hidden=hidden,
         context=context,
-        rotary_base=_rotary_base(read),
-        norm_eps=read.number("rms_norm_eps", entries.get("rms_norm_eps")),
+        rotary_base=rotary_base,
+        rotary_scaling=rotary_scaling,
+        norm_eps=read.number("rms_norm_eps"),
         norm="all" if family == "olmoe" else "head" if family in ("qwen3", "qwen3_moe") else "none",
         window=window if window is not None and window < context else None,
         tied=read.flag("tie_word_embeddings"),
@@ -160,11 +134,13 @@ def config_entries(config: LanguageConfig, *, dtype: str) -> dict[str, Any]:
         "num_key_value_heads": config.key_heads,
         "pad_token_id": None,
         "rms_norm_eps": config.norm_eps,
-        "rope_parameters": {"rope_theta": config.rotary_base, "rope_type": "default"},
+        "rope_parameters": rotary_entries(config.rotary_base, config.rotary_scaling),
         "rope_theta": config.rotary_base,
         "tie_word_embeddings": config.tied,
         "vocab_size": config.vocab_size,
     }
+    if family in ("deepseek_v2", "deepseek_v3"):
+        return entries | deepseek_entries(config, family)
     if family != "olmoe":
         entries["head_dim"] = config.head_width
     if family not in ("olmoe", "llama"):
@@ -192,7 +168,10 @@ def family_of(config: LanguageConfig) -> Family:
         ValueError: There is none.
     """
     if config.latent is not None:
-        raise ValueError("latent attention can't be written: allowed are llama, qwen3, olmoe, mixtral, qwen3_moe")
+        latent = deepseek_family(config)
+        if latent is None:
+            raise ValueError("no published family has latent attention with these experts, gates and dense layers")
+        return latent
     plain = {"none": "llama", "head": "qwen3"} if config.num_experts == 0 else {}
     sparse = {"none": "mixtral", "head": "qwen3_moe", "all": "olmoe"} if config.num_experts else {}
     family = (plain | sparse).get(config.norm)
@@ -203,25 +182,16 @@ def family_of(config: LanguageConfig) -> Family:
         or config.window is not None
         or config.heads * config.head_width != config.width,
     }
+    alone = config.shared_expert_width or config.groups is not None or config.selection_bias or config.gate_scale != 1
+    if config.num_experts and (alone or config.gates not in ("softmax", "renormalised")):
+        raise ValueError("no published family without latent attention has a shared expert, groups or these gates")
     for known in ARCHITECTURES:
         if known == family and not wrong.get(known, False):
             return known
     raise ValueError(f"no published family has norm {config.norm!r} with this window, these experts and gates")
 
 
-def _rotary_base(read: _Entries) -> float:
-    rope = read.entries.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"config.json: rope_parameters must be an object, got {_short(rope)}")
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"config.json: rope_type must be 'default', got {_short(rope['rope_type'])}")
-    for name, where in (("partial_rotary_factor", rope), ("partial_rotary_factor", read.entries)):
-        if where.get(name, 1) not in (1, None):
-            raise ValueError(f"config.json: {name} must be 1, got {_short(where[name])}")
-    return read.number("rope_theta", rope.get("rope_theta", read.entries.get("rope_theta")))
-
-
-def _window(read: _Entries, family: Family, depth: int) -> int | None:
+def _window(read: Entries, family: Family, depth: int) -> int | None:
     """One window for all layers, or none; families with layers of both kinds are refused."""
     if family in ("llama", "olmoe") or read.entries.get("sliding_window") is None:
         return None
@@ -237,11 +207,6 @@ def _window(read: _Entries, family: Family, depth: int) -> int | None:
     return read.integer("sliding_window")
 
 
-def _dense_layers(read: _Entries, depth: int) -> tuple[int, ...]:
+def _dense_layers(read: Entries, depth: int) -> tuple[int, ...]:
     step, dense = read.integer("decoder_sparse_step", default=1), set(read.integers("mlp_only_layers"))
     return tuple(layer for layer in range(depth) if layer in dense or (layer + 1) % step)
-
-
-def _short(value: object) -> str:
-    told = repr(value)
-    return told if len(told) <= 60 else f"{told[:57]}..."

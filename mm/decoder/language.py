@@ -14,8 +14,9 @@ from mm.decoder.experts import MixtureOfExperts
 from mm.decoder.grouped_query import GroupedQueryAttention
 from mm.decoder.language_config import LanguageConfig
 from mm.decoder.latent import LatentAttention
+from mm.decoder.rotary_scaling import rotary_angles
 from mm.decoder.router import Routing
-from mm.transformer import Angles, KeyValueCache, RMSNorm, SwiGLU, rotary_frequencies
+from mm.transformer import Angles, KeyValueCache, RMSNorm, SwiGLU
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,13 @@ class LanguageLayer(nn.Module):
                 norm_eps=config.norm_eps,
             )
             if config.latent is None
-            else LatentAttention(config.width, heads=config.heads, sizes=config.latent)
+            else LatentAttention(
+                config.width,
+                heads=config.heads,
+                sizes=config.latent,
+                score_factor=1.0 if config.rotary_scaling is None else config.rotary_scaling.score_factor,
+                neighbours=config.neighbours,
+            )
         )
         self.feed_forward_norm = RMSNorm(config.width, eps=config.norm_eps)
         self.feed_forward = (
@@ -56,8 +63,11 @@ class LanguageLayer(nn.Module):
                 num_experts=config.num_experts,
                 experts_per_token=config.experts_per_token,
                 expert_width=config.expert_width,
-                shared_expert_width=0,
+                shared_expert_width=config.shared_expert_width,
                 gates=config.gates,
+                scale=config.gate_scale,
+                groups=config.groups,
+                selection_bias=config.selection_bias,
             )
             if config.has_experts(index)
             else SwiGLU(config.width, config.hidden)
@@ -85,7 +95,9 @@ class LanguageLayer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Embedding, layers, norm, output: Llama, Qwen3, OLMoE, Mixtral and Qwen3-MoE are configurations of it.
+    """Embedding, layers, norm, output.
+
+    Llama, Qwen3, OLMoE, Mixtral, Qwen3-MoE, DeepSeek-V2 and DeepSeek-V3 are configurations of it.
 
     Rows are padded on the right. Padding is never routed, never counted and never changes a result.
 
@@ -118,6 +130,8 @@ class LanguageModel(nn.Module):
                     layer.feed_forward.down.weight.mul_(branches)
                 else:
                     layer.feed_forward.experts.init_weights(output_scale=branches)
+                    if layer.feed_forward.shared is not None:
+                        layer.feed_forward.shared.down.weight.mul_(branches)
 
     def forward(self, ids: Int[Tensor, "M L"], *, lengths: Int[Tensor, " M"] | None = None) -> LanguageOutput:
         """Logits behind every token of whole rows.
@@ -202,8 +216,8 @@ class LanguageModel(nn.Module):
     ) -> tuple[Float[Tensor, "M L D"], tuple[Routing, ...]]:
         latent = self.config.latent
         width = self.config.head_width if latent is None else latent.turned_width
-        # Made anew in float32, not kept: a module turned to bfloat16 would round its frequencies.
-        angles = Angles.at(positions, rotary_frequencies(width, base=self.config.rotary_base, device=x.device))
+        base, scaling = self.config.rotary_base, self.config.rotary_scaling
+        angles = rotary_angles(positions, head_width=width, base=base, scaling=scaling)
         routings = []
         for index, layer in enumerate(self._layers()):
             cache = None if caches is None else caches[index]

@@ -55,8 +55,7 @@ class LatentAttention(nn.Module):
         width: Of tokens.
         heads: Number of heads.
         sizes: Of the latent and of one head.
-        scale: Factor on the scores; None for 1 / sqrt(plain + turned). YaRN models multiply that by their
-            attention factor squared.
+        score_factor: Of the scores, beside 1 / sqrt(plain + turned), see `RotaryScaling`.
         norm_eps: Of the norms on the latents.
         neighbours: How the turned channels pair, see `Angles.turn`: DeepSeek's own weights want True.
     """
@@ -67,13 +66,13 @@ class LatentAttention(nn.Module):
         *,
         heads: int,
         sizes: Latent,
-        scale: float | None = None,
+        score_factor: float = 1.0,
         norm_eps: float = 1e-6,
         neighbours: bool = True,
     ) -> None:
         super().__init__()
         self.heads, self.sizes, self.neighbours = heads, sizes, neighbours
-        self.scale = (sizes.plain_width + sizes.turned_width) ** -0.5 if scale is None else scale
+        self.scale = score_factor * (sizes.plain_width + sizes.turned_width) ** -0.5
         self.q_down = None if sizes.query_rank is None else nn.Linear(width, sizes.query_rank, bias=False)
         self.q_norm = None if sizes.query_rank is None else RMSNorm(sizes.query_rank, eps=norm_eps)
         self.q = nn.Linear(sizes.query_rank or width, heads * (sizes.plain_width + sizes.turned_width), bias=False)

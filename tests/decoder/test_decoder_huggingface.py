@@ -30,6 +30,22 @@ SIZES = {
     "eos_token_id": None,
 }
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2}
+DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 12,
+    "v_head_dim": 10,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+}
+GROUPS = {"n_group": 4, "topk_group": 2}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 8.0, "original_max_position_embeddings": 32}
+"""Such that a head of 8 or 12 has pairs that are kept, that are on the ramp, and that are slowed down wholly."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"rope_theta": 5e5}),
     "llama tied, wide heads, one key head": (
@@ -49,6 +65,40 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3 moe with dense layers": (
         "Qwen3Moe",
         EXPERTS | {"moe_intermediate_size": 24, "head_dim": 8, "mlp_only_layers": [1], "num_hidden_layers": 3},
+    ),
+    "llama stretched as llama 3.1": (
+        "Llama",
+        {"rope_parameters": YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+    ),
+    "olmoe stretched linearly": (
+        "Olmoe",
+        EXPERTS | {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}},
+    ),
+    "qwen3 stretched by yarn": ("Qwen3", {"head_dim": 12, "rope_parameters": YARN | {"beta_fast": 4.0}}),
+    "mixtral stretched by yarn": (
+        "Mixtral",
+        {"num_local_experts": 6, "head_dim": 8, "rope_parameters": YARN | {"attention_factor": 0.9, "truncate": False}},
+    ),
+    "deepseek v2 lite": ("DeepseekV2", DEEPSEEK),
+    "deepseek v2": (
+        "DeepseekV2",
+        DEEPSEEK
+        | GROUPS
+        | {"q_lora_rank": 20, "topk_method": "group_limited_greedy", "routed_scaling_factor": 4.0}
+        | {"rope_parameters": YARN | {"mscale": 0.707, "mscale_all_dim": 1.2}},
+    ),
+    "deepseek v3": ("DeepseekV3", DEEPSEEK | GROUPS | {"q_lora_rank": 20}),
+    "deepseek v3 stretched by yarn": (
+        "DeepseekV3",
+        DEEPSEEK
+        | GROUPS
+        | {"q_lora_rank": 20, "rope_parameters": YARN | {"beta_fast": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}},
+    ),
+    "deepseek v3 in halves, one group, never dense, tied": (
+        "DeepseekV3",
+        DEEPSEEK
+        | {"rope_interleave": False, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0}
+        | {"norm_topk_prob": False, "tie_word_embeddings": True},
     ),
 }
 Pair = tuple[nn.Module, LanguageModel, Path]
@@ -70,6 +120,9 @@ def random_model(kind: str, settings: dict[str, Any]) -> Any:
     with torch.no_grad():  # far from zero, so that a wrong norm, rotation or gate shows
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.rand_like(parameter) + 0.5 if "norm" in name else torch.randn_like(parameter) * 0.2)
+        for name, bias in model.named_buffers():
+            if "correction_bias" in name:
+                bias.normal_(std=0.2)
     return model
 
 
@@ -223,8 +276,8 @@ def change(folder: Path, **settings: Any) -> None:
         ({"num_attention_heads": 3}, "head_dim|heads"),
         ({"rms_norm_eps": "gone"}, "rms_norm_eps must be a positive number, got None"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
-        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn"}}, "rope_type must be 'default', got 'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a positive number"),
+        ({"model_type": "qwen2"}, "model_type must be one of .* got 'qwen2'"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
         ({"clip_qkv": 8.0}, "clip_qkv"),
         ({"attention_bias": True}, "attention_bias"),
