@@ -28,6 +28,11 @@ PLACEHOLDERS: Final[dict[str, int]] = {
     "<findings>": SPECIAL_IDS.findings,
 }
 MIN_VOCAB_SIZE: Final = len(SPECIALS) + 256
+_PRINTED: Final = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+# How a byte-level vocabulary spells bytes (Radford 2019): printable Latin-1 as it is, the others from U+0100 on.
+_BYTES: Final = {chr(byte): byte for byte in _PRINTED} | {
+    chr(0x100 + place): byte for place, byte in enumerate(sorted({*range(0x100)} - {*_PRINTED}))
+}
 _PLACEHOLDER: Final = re.compile("(" + "|".join(PLACEHOLDERS) + ")")
 
 
@@ -79,6 +84,14 @@ class Tokenizer:
                 parts += [self._backend.decode(pending), SPECIALS[index]]
                 pending = []
         return "".join([*parts, self._backend.decode(pending)])
+
+    def pieces(self) -> list[bytes]:
+        """The bytes of each id, none for specials: joined, those of `encode(text)` are the text's own."""
+        pieces = [b""] * self.vocab_size
+        for token, index in self._backend.get_vocab(with_added_tokens=False).items():
+            known = all(letter in _BYTES for letter in token)
+            pieces[len(SPECIALS) + index] = bytes(_BYTES[x] for x in token) if known else token.encode()
+        return pieces
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file; the same vocabulary gives the same bytes."""

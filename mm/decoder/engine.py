@@ -17,6 +17,7 @@ from mm.batch import SPECIAL_IDS, Slots, Tokens, Writing
 from mm.decoder.blocks import BlockAllocator
 from mm.decoder.cache import MemoryKeys
 from mm.decoder.generate import GREEDY, Sampling, choose
+from mm.decoder.grammar import Matcher, forbidden
 from mm.decoder.memory import Memory, MemoryBank, stacked
 from mm.decoder.paged import PagedCache, Pass
 from mm.decoder.request import Completion, Finish, Piece, Request, Slot
@@ -55,6 +56,7 @@ class _Job:
     request: Request
     sequence: Sequence
     draws: list[float]
+    matcher: Matcher | None
 
 
 class Engine:
@@ -167,7 +169,8 @@ class Engine:
         sampling = request.sampling
         draws = sampling.draws(1)[0].tolist() if sampling.temperature > 0 else [0.0] * sampling.max_new_tokens
         self._submitted += 1
-        self._jobs[index] = _Job(request, sequence, draws)
+        matcher = None if sampling.grammar is None else sampling.grammar.begin()
+        self._jobs[index] = _Job(request, sequence, draws, matcher)
         self.scheduler.add(sequence)
         return index
 
@@ -219,6 +222,7 @@ class Engine:
             raise ValueError(f"seed of a request must be one number, got {len(sampling.seed)}")
         if sampling.stop and self.decode is None:
             raise ValueError(f"stop {sampling.stop!r} needs `decode`, the tokenizer's, got None")
+        sampling.check_vocabulary(self.decoder.vocab_size)
         return request
 
     def _read(self, read: list[tuple[Sequence, int]]) -> Float[Tensor, "M V"]:
@@ -246,7 +250,9 @@ class Engine:
         """The next token of each, alike settings together."""
         alike: dict[Sampling, list[int]] = {}
         for row, sequence in enumerate(sequences):
-            settings = replace(self._jobs[sequence.index].request.sampling, max_new_tokens=1, seed=0, stop=())
+            settings = replace(
+                self._jobs[sequence.index].request.sampling, max_new_tokens=1, seed=0, stop=(), grammar=None
+            )
             alike.setdefault(settings, []).append(row)
         pieces = []
         for settings, rows in alike.items():
@@ -259,13 +265,17 @@ class Engine:
                 sampling=settings,
                 draw=torch.tensor(draws, device=logits.device),
                 written=written,
+                forbidden=forbidden([self._jobs[item.index].matcher for item in some], logits.shape[1]),
             )
             for item, token, score in zip(some, ids.tolist(), scores.tolist(), strict=True):
                 pieces.append(self._take(item, token, score))
         return pieces
 
     def _take(self, sequence: Sequence, token: int, score: float) -> Piece:
-        sampling = self._jobs[sequence.index].request.sampling
+        job = self._jobs[sequence.index]
+        sampling = job.request.sampling
+        if job.matcher is not None:
+            job.matcher.accept(token)
         sequence.tokens.append(token)
         written = sequence.tokens[sequence.prompt :]
         finish: Finish | None = None

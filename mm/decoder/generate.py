@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mm.batch import SPECIAL_IDS, Padded
 from mm.decoder.cache import DecodingState
+from mm.decoder.grammar import Grammar, forbidden
 
 NEVER_WRITTEN = (SPECIAL_IDS.pad, SPECIAL_IDS.en, SPECIAL_IDS.zh, SPECIAL_IDS.slot, SPECIAL_IDS.answer)
 """Specials that only ever stand in a prompt."""
@@ -27,6 +28,8 @@ class Sampling:
         repetition_penalty: A logit of a token that the row has written before is divided by it where positive and
             multiplied where negative (Keskar et al. 2019, CTRL); the prompt doesn't count. 1: none.
         stop: A row ends with the token that completes one of these strings.
+        grammar: A row writes what this allows and then ends. One that `max_new_tokens` cuts isn't whole, and has no
+            `<end>`.
     """
 
     max_new_tokens: int = 64
@@ -35,6 +38,7 @@ class Sampling:
     seed: int | tuple[int, ...] = 0
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -49,6 +53,8 @@ class Sampling:
             raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
         if "" in self.stop:
             raise ValueError(f"stop must hold strings of at least one character, got {self.stop!r}")
+        if self.stop and self.grammar is not None:
+            raise ValueError(f"stop must be empty with a grammar, whose texts it would cut, got {self.stop!r}")
 
     def seeds(self, rows: int) -> tuple[int, ...]:
         """One a row.
@@ -60,6 +66,17 @@ class Sampling:
         if len(seeds) != rows:
             raise ValueError(f"seed must be one number or {rows} (one a row), got {len(seeds)}")
         return seeds
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Whether a decoder of that many ids can write by the grammar.
+
+        Raises:
+            ValueError: The grammar is for more ids.
+        """
+        if self.grammar is not None and self.grammar.vocab_size > vocab_size:
+            raise ValueError(
+                f"grammar must be for at most the decoder's {vocab_size} ids, got {self.grammar.vocab_size}"
+            )
 
     def draws(self, rows: int) -> Float[Tensor, "M S"]:
         """Uniform numbers for every row and step.
@@ -114,6 +131,7 @@ def choose(
     sampling: Sampling,
     draw: Float[Tensor, " M"],
     written: Int[Tensor, "M W"] | None = None,
+    forbidden: Bool[Tensor, "M V"] | None = None,
 ) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
     """The next token of each row and its log-probability.
 
@@ -122,6 +140,7 @@ def choose(
         sampling: Temperature, top_p and repetition penalty.
         draw: A uniform number a row; not used when greedy.
         written: What each row has written so far, padded; needed for a repetition penalty.
+        forbidden: True for what a row can't write, by its grammar; None for rows without.
     """
     log_probabilities = logits.float().log_softmax(-1)
     if sampling.repetition_penalty == 1:
@@ -130,6 +149,8 @@ def choose(
         assert written is not None, "a repetition penalty needs what was written"
         allowed = penalised(logits.float(), written, sampling.repetition_penalty).log_softmax(-1)
     allowed[:, list(NEVER_WRITTEN)] = -torch.inf
+    if forbidden is not None:
+        allowed.masked_fill_(forbidden.to(allowed.device), -torch.inf)
     if sampling.temperature == 0:
         ids = allowed.argmax(-1)
     else:
@@ -167,17 +188,27 @@ def write(
         decode: Ids to text.
 
     Raises:
-        ValueError: There are stop strings and no `decode`.
+        ValueError: There are stop strings and no `decode`, or a grammar for more ids than the decoder has.
     """
     if sampling.stop and decode is None:
         raise ValueError(f"stop {sampling.stop!r} needs `decode`, the tokenizer's, got None")
+    sampling.check_vocabulary(logits.shape[1])
     rows, device = len(logits), logits.device
+    matchers = [] if sampling.grammar is None else [sampling.grammar.begin() for _ in range(rows)]
     draws = sampling.draws(rows).to(device)
     ids = torch.full((rows, sampling.max_new_tokens), SPECIAL_IDS.pad, dtype=torch.long, device=device)
     log_probabilities = torch.zeros(rows, sampling.max_new_tokens, device=device)
     active = torch.arange(rows, device=device)
     for index in range(sampling.max_new_tokens):
-        chosen, scores = choose(logits, sampling=sampling, draw=draws[active, index], written=ids[active, :index])
+        chosen, scores = choose(
+            logits,
+            sampling=sampling,
+            draw=draws[active, index],
+            written=ids[active, :index],
+            forbidden=forbidden(matchers, logits.shape[1]),
+        )
+        for matcher, token in zip(matchers, chosen.tolist() if matchers else (), strict=True):
+            matcher.accept(token)
         ids[active, index], log_probabilities[active, index] = chosen, scores
         ended = chosen == SPECIAL_IDS.end
         if decode is not None and sampling.stop:
@@ -188,6 +219,7 @@ def write(
             break
         if len(going) < len(active):
             active, chosen, state = active[going], chosen[going], state.select(going)
+            matchers = [matchers[row] for row in going.tolist()] if matchers else []
         logits, state = decoder.step(chosen, state)
     lengths = (ids != SPECIAL_IDS.pad).sum(-1)
     longest = int(lengths.max()) if rows else 0

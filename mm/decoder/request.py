@@ -18,7 +18,7 @@ class Request:
         prompt: Token ids.
         memory: What it may read, from `Engine.remember`.
         slot: Indices as `mm.batch.slot` gives them; added where the prompt has its `<slot>` token.
-        sampling: With one seed.
+        sampling: With one seed, and a grammar where the text must have a form.
         signature: Which inputs the study has, such as "volume+record"; requests of one kind are read together.
     """
 

@@ -94,3 +94,12 @@ def test_foreign_files_are_refused(content, tmp_path):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"foreign\.json is not a vocabulary"):
         Tokenizer.load(path)
+
+
+def test_pieces_are_the_bytes_of_the_ids(tokenizer):
+    pieces = tokenizer.pieces()
+    assert len(pieces) == tokenizer.vocab_size
+    assert not any(pieces[: len(SPECIALS)])
+    assert {piece for piece in pieces if len(piece) == 1} == {bytes([byte]) for byte in range(256)}
+    for text in ("右肺上叶见 12 mm 结节。 <size>\n", "A left effusion.", "\x00\x7f\xa0\xad ÿ 🫁 한"):
+        assert b"".join(pieces[index] for index in tokenizer.encode(text)) == text.encode()

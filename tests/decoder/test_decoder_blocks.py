@@ -71,13 +71,27 @@ def test_ten_thousand_random_moves_lose_no_block_and_share_none_wrongly():
         assert min(seen.values()) > 20
 
 
-def test_a_freed_page_is_given_out_again():
-    allocator = BlockAllocator(2, page_size=4)
+def a_freed_page_is_given_out_again(allocator):
     for _ in range(50):
         table = BlockTable()
         allocator.extend(table, 8)
         allocator.release(table)
     assert allocator.free == 2
+
+
+def test_a_freed_page_is_given_out_again():
+    a_freed_page_is_given_out_again(BlockAllocator(2, page_size=4))
+
+
+def test_a_freed_page_is_given_out_again_not_where_there_is_no_free():
+    """The printed allocator only ever gave out: a sequence that ended took its pages along."""
+
+    class Printed(BlockAllocator):
+        def release(self, table):
+            table.blocks, table.length = [], 0
+
+    with pytest.raises(OutOfBlocksError):
+        a_freed_page_is_given_out_again(Printed(2, page_size=4))
 
 
 def test_out_of_blocks_names_the_numbers_and_takes_nothing():

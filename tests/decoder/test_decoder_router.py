@@ -24,9 +24,7 @@ def router(experts=8, k=2, **options):
     return made
 
 
-@pytest.mark.parametrize("gates", ALL_GATES)
-def test_every_expert_is_called_and_learns(gates):
-    """The printed router squeezed its choice through a mask of two: experts 0 and 1 were all it ever called."""
+def every_expert_is_called_and_learns(gates):
     torch.manual_seed(0)
     layer = MixtureOfExperts(
         WIDTH, num_experts=8, experts_per_token=2, expert_width=8, shared_expert_width=0, gates=gates
@@ -39,6 +37,18 @@ def test_every_expert_is_called_and_learns(gates):
     for stacked in layer.experts.parameters():
         assert (stacked.grad.flatten(1).norm(dim=1) > 0).all()
     assert (layer.router.logits.weight.grad.norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("gates", ALL_GATES)
+def test_every_expert_is_called_and_learns(gates):
+    every_expert_is_called_and_learns(gates)
+
+
+def test_every_expert_is_called_and_learns_not_where_the_choice_is_made_among_the_chosen(monkeypatch):
+    """The printed router squeezed its choice through a mask of two: experts 0 and 1 were all it ever called."""
+    monkeypatch.setattr(Router, "_choose", lambda self, scores: scores.topk(2).values.topk(2).indices)
+    with pytest.raises(AssertionError):
+        every_expert_is_called_and_learns("softmax")
 
 
 @pytest.mark.parametrize("expert", range(8))

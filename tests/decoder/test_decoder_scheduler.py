@@ -32,8 +32,7 @@ def advance(scheduler, ends):
     return plan
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_every_request_ends_within_budget_whatever_arrives(seed):
+def every_request_ends_within_budget(kind, seed):
     rng = random.Random(seed)
     page, blocks = rng.choice([1, 2, 4]), rng.randint(6, 30)
     most = rng.randint(1, 8)
@@ -41,7 +40,7 @@ def test_every_request_ends_within_budget_whatever_arrives(seed):
     allocator = BlockAllocator(blocks, page_size=page)
     clock = Clock()
     group = rng.randint(1, most)
-    scheduler = Scheduler(
+    scheduler = kind(
         allocator, max_sequences=most, token_budget=budget, group=group, max_wait=rng.choice([0.0, 5.0]), clock=clock
     )
     ends, arrivals, begun = {}, 40, []
@@ -65,6 +64,23 @@ def test_every_request_ends_within_budget_whatever_arrives(seed):
     assert set(begun) == set(range(arrivals))
     assert allocator.free == blocks
     assert not any(allocator._owners)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_request_ends_within_budget_whatever_arrives(seed):
+    every_request_ends_within_budget(Scheduler, seed)
+
+
+def test_every_request_ends_not_where_only_full_groups_begin():
+    """The printed scheduler waited for a full batch: the last requests of a kind were stranded."""
+
+    class Printed(Scheduler):
+        def _ready(self):
+            alike = sum(item.signature == self.waiting[0].signature for item in self.waiting)
+            return len(self.running) < self.max_sequences and alike >= self.group
+
+    with pytest.raises(AssertionError, match="somebody is stranded"):
+        every_request_ends_within_budget(Printed, 0)
 
 
 def test_first_come_first_served_within_a_kind():

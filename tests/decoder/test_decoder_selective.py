@@ -1,6 +1,7 @@
 """Top-k and LSH attention against softmax attention written out."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -31,17 +32,35 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, top_k: int, seen: Tensor) -> Tensor
     return out
 
 
+def reads_the_k_best_keys(attention: Callable[..., Tensor], top_k: int, mask: Mask) -> None:
+    q, k, v = tensors(2, 7, 9)
+    seen = mask.dense(7, 9).expand(2, -1, -1)
+    got = attention(q, k, v, top_k=top_k, mask=mask)
+    torch.testing.assert_close(got, by_hand(q, k, v, top_k, seen))
+    if top_k >= 9:
+        torch.testing.assert_close(got, attend(q, k, v, mask=mask))
+
+
 @pytest.mark.parametrize("top_k", [1, 2, 3, 6, 9, 40])
 @pytest.mark.parametrize(
     "mask", [Full(), Causal(), Window(3), Keys(torch.tensor([[True] * 4 + [False] * 5, [False] * 9]))]
 )
 def test_top_k_attention_reads_the_k_best_keys_for_every_k(top_k: int, mask: Mask) -> None:
-    q, k, v = tensors(2, 7, 9)
-    seen = mask.dense(7, 9).expand(2, -1, -1)
-    got = top_k_attention(q, k, v, top_k=top_k, mask=mask)
-    torch.testing.assert_close(got, by_hand(q, k, v, top_k, seen))
-    if top_k >= 9:
-        torch.testing.assert_close(got, attend(q, k, v, mask=mask))
+    reads_the_k_best_keys(top_k_attention, top_k, mask)
+
+
+def test_top_k_attention_reads_the_k_best_keys_not_where_values_are_not_gathered() -> None:
+    """The printed one weighed the first k values with the weights of the k best keys: right for k = n alone."""
+
+    def printed(q: Tensor, k: Tensor, v: Tensor, *, top_k: int, mask: Mask) -> Tensor:
+        best = torch.einsum("bmhk,bnhk->bhmn", q, k / math.sqrt(q.shape[3])).topk(top_k)
+        weights = torch.zeros(2, 2, 7, 9).scatter(-1, best.indices, best.values.softmax(-1))
+        return torch.einsum("bhmn,bnhk->bmhk", weights[..., :top_k], v[:, :top_k])
+
+    reads_the_k_best_keys(printed, 9, Full())
+    for top_k in (1, 2, 3, 6):
+        with pytest.raises(AssertionError):
+            reads_the_k_best_keys(printed, top_k, Full())
 
 
 def test_top_k_attention_in_parts_is_the_same_and_of_equal_keys_the_first_are_read() -> None:
@@ -106,8 +125,7 @@ def test_lsh_attention_with_one_bucket_is_full_attention_however_many_rounds(cau
     torch.testing.assert_close(got, shared(qk, v, seen), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_lsh_attention_reads_exactly_the_keys_whose_hash_is_equal(causal: bool) -> None:
+def reads_exactly_the_keys_whose_hash_is_equal(attention: Callable[..., Tensor], causal: bool) -> None:
     qk, v = tokens(40)
     hashing = Hashing(4, chunk=40, rounds=2, seed=3)
     bucket = hashing.buckets(qk)
@@ -116,8 +134,25 @@ def test_lsh_attention_reads_exactly_the_keys_whose_hash_is_equal(causal: bool) 
     limit = (Causal() if causal else Full()).dense(40, 40)
     for head in range(2):
         expected = shared(qk[:, :, head : head + 1], v[:, :, head : head + 1], same[:, head] & limit)
-        got = lsh_attention(qk, v, hashing=hashing, causal=causal)[:, :, head : head + 1]
+        got = attention(qk, v, hashing=hashing, causal=causal)[:, :, head : head + 1]
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_lsh_attention_reads_exactly_the_keys_whose_hash_is_equal(causal: bool) -> None:
+    reads_exactly_the_keys_whose_hash_is_equal(lsh_attention, causal)
+
+
+def test_lsh_attention_reads_exactly_the_keys_whose_hash_is_equal_not_where_keys_are_not_hashed() -> None:
+    """The printed one hashed queries alone, and sent each bucket to the keys that happened to stand there."""
+
+    def printed(qk: Tensor, v: Tensor, *, hashing: Hashing, causal: bool) -> Tensor:
+        stands = torch.arange(40) // (40 // hashing.num_buckets)
+        seen = (hashing.buckets(qk)[..., None] == stands).any(0) & (Causal() if causal else Full()).dense(40, 40)
+        return torch.cat([shared(qk[:, :, [head]], v[:, :, [head]], seen[:, head]) for head in range(2)], dim=2)
+
+    with pytest.raises(AssertionError):
+        reads_exactly_the_keys_whose_hash_is_equal(printed, False)
 
 
 def test_near_tokens_share_a_bucket_and_opposite_ones_do_not() -> None:

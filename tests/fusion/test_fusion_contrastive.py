@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 
+from mm.batch import Tokens
+from mm.fusion.adapters import Projection
 from mm.fusion.contrastive import LogitScale, contrastive_mse, info_nce
 
 
@@ -62,3 +64,30 @@ def test_unrelated_pairs_retrieve_at_chance() -> None:
     rank = ((first @ second.T) >= (first * second).sum(-1, keepdim=True)).sum(1)
     assert 150 < rank.float().median() < 250
     assert info_nce(first, second, scale=1.0) == pytest.approx(math.log(400), rel=0.02)
+
+
+def longer_embeddings_leave_the_loss_as_it_is() -> None:
+    g = torch.Generator().manual_seed(0)
+    projections = [Projection(6, embedding_width=5) for _ in range(2)]
+    inputs = [Tokens(torch.randn(7, 3, 6, generator=g), torch.ones(7, 3, dtype=torch.bool)) for _ in range(2)]
+    losses = []
+    for _ in range(2):
+        first, second = (projection(tokens) for projection, tokens in zip(projections, inputs, strict=True))
+        losses += [info_nce(first, second, scale=5.0), contrastive_mse(first, second, scale=5.0)]
+        with torch.no_grad():
+            for parameter in (item for projection in projections for item in projection.project[-1].parameters()):
+                parameter.mul_(30)
+    torch.testing.assert_close(losses[:2], losses[2:])
+
+
+def test_longer_embeddings_leave_the_loss_as_it_is() -> None:
+    longer_embeddings_leave_the_loss_as_it_is()
+
+
+def test_longer_embeddings_leave_the_loss_as_it_is_not_where_nothing_is_normalised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The printed loss multiplied raw embeddings: how long they are, and no temperature, decided it."""
+    monkeypatch.setattr(F, "normalize", lambda x, dim: x)
+    with pytest.raises(AssertionError):
+        longer_embeddings_leave_the_loss_as_it_is()
