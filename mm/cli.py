@@ -112,6 +112,17 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--json", action="store_true", help="print JSON")
     data.add_argument("--html", metavar="FILE", type=Path, help="write a page of samples; it shows texts and images")
 
+    taken = verb("import-decoder", _import_decoder, "take an open language model as a decoder")
+    taken.add_argument("path", metavar="PATH", type=Path, help="a Hugging Face folder or a .gguf file")
+    taken.add_argument("-o", "--out", type=Path, required=True, help="a new or empty folder")
+    taken.add_argument("--experts", type=_positive, help="make so many experts of every feed-forward of a dense model")
+    taken.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; as they are by default")
+
+    given = verb("export-decoder", _export_decoder, "write a decoder for other programs")
+    given.add_argument("folder", metavar="FOLDER", type=Path, help="written by mm import-decoder")
+    given.add_argument("-o", "--out", type=Path, required=True, help="a new or empty folder")
+    given.add_argument("--format", choices=("huggingface",), default="huggingface")
+
     demo = verb("demo", _demo, "make four phantom studies and report them")
     demo.add_argument("-o", "--out", type=Path, default=Path("mm-demo"))
     return parser
@@ -243,6 +254,31 @@ def _data(options: argparse.Namespace) -> int:
         write_atomically(options.html, sample_page(spec, found).encode())
         print(f"written to {options.html}", file=sys.stderr)
     return 1 if found.faulty else 0
+
+
+def _import_decoder(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from mm.exchange import import_decoder
+
+    # On a terminal only: elsewhere nothing is drawn.
+    with Console(stderr=True).status("reading") as status:
+        told = import_decoder(
+            options.path, options.out, num_experts=options.experts, dtype=options.dtype, step=status.update
+        )
+    print(told)
+    return 0
+
+
+def _export_decoder(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from mm.exchange import export_decoder
+
+    with Console(stderr=True).status("writing"):
+        export_decoder(options.folder, options.out)
+    print(f"written to {options.out}")
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 Ids 0..9 are special (`SpecialIds`); id 10 + i is token i of the BPE model. The BPE model itself knows nothing of
 the specials, so whatever a user writes, `<end>` included, becomes ordinary bytes: there is nothing to escape and no
 flag to forget. Only `encode_template`, which is for sentences of our own, turns placeholders into their ids.
+A vocabulary of an open model (`mm.data.foreign_tokenizer`) is used the same way: its token i is id 10 + i.
 """
 
 import json
@@ -13,12 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mm.batch import SPECIAL_IDS, Language, SpecialIds
+from mm.data.foreign_tokenizer import FORMAT, LARGEST_FILE, ForeignVocabulary, read_sealed, read_vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
 
 
-__all__ = ["MIN_VOCAB_SIZE", "PLACEHOLDERS", "SPECIALS", "SPECIAL_IDS", "SpecialIds", "Tokenizer", "train_tokenizer"]
+__all__ = [
+    "MIN_VOCAB_SIZE", "PLACEHOLDERS", "SPECIALS", "SPECIAL_IDS", "SpecialIds", "Tokenizer",
+    "import_tokenizer", "train_tokenizer",
+]  # fmt: skip
 
 SPECIALS: Final[tuple[str, ...]] = tuple(f"<{item.name}>" for item in fields(SpecialIds))
 PLACEHOLDERS: Final[dict[str, int]] = {
@@ -37,15 +42,30 @@ _PLACEHOLDER: Final = re.compile("(" + "|".join(PLACEHOLDERS) + ")")
 
 
 class Tokenizer:
-    """Text to ids and back. Lossless for every string: bytes that no merge covers are tokens themselves."""
+    """Text to ids and back.
 
-    def __init__(self, backend: "tokenizers.Tokenizer") -> None:
+    Lossless for every string where the vocabulary is ours: bytes that no merge covers are tokens themselves.
+    """
+
+    def __init__(self, backend: "tokenizers.Tokenizer", *, foreign: ForeignVocabulary | None = None) -> None:
         self._backend = backend
+        self._foreign = foreign
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self._foreign is None:
+            return Tokenizer, (self._backend,)
+        return import_tokenizer, (self._foreign.source,)  # the library can't write ids with holes without complaint
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, specials included; at most what training was asked for."""
+        """One more than the largest id that a text can give; at most what training was asked for."""
+        if self._foreign is not None:
+            return len(SPECIALS) + self._foreign.num_ids
         return len(SPECIALS) + int(self._backend.get_vocab_size(with_added_tokens=False))
+
+    def spells(self, index: int) -> bool:
+        """Whether a user's text may give an id."""
+        return index >= len(SPECIALS) and self._backend.id_to_token(index - len(SPECIALS)) is not None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a user's text; never a special, not even where the text spells one."""
@@ -89,13 +109,23 @@ class Tokenizer:
         """The bytes of each id, none for specials: joined, those of `encode(text)` are the text's own."""
         pieces = [b""] * self.vocab_size
         for token, index in self._backend.get_vocab(with_added_tokens=False).items():
+            if self._foreign is not None and not self._foreign.bytewise:  # bytes that no token covers: <0x0A>
+                byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+                spelt = token.replace("▁", " ").encode() if byte is None else bytes.fromhex(byte[1])
+                pieces[len(SPECIALS) + index] = spelt
+                continue
             known = all(letter in _BYTES for letter in token)
             pieces[len(SPECIALS) + index] = bytes(_BYTES[x] for x in token) if known else token.encode()
         return pieces
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file; the same vocabulary gives the same bytes."""
-        Path(path).write_text(self._backend.to_str(pretty=False), encoding="utf-8")
+        text = self.open_json() if self._foreign is None else self._foreign.sealed()
+        Path(path).write_bytes(text.encode("utf-8"))
+
+    def open_json(self) -> str:
+        """The tokenizer.json for other programs: without our specials, of a foreign vocabulary as it was."""
+        return str(self._backend.to_str(pretty=False)) if self._foreign is None else self._foreign.source
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -106,11 +136,17 @@ class Tokenizer:
         """
         import tokenizers
 
-        text = Path(path).read_bytes().decode("utf-8", errors="replace")
+        path = Path(path)
+        if path.stat().st_size > LARGEST_FILE:
+            raise ValueError(f"tokenizer: at most {LARGEST_FILE} bytes are read, {path.name} has more")
+        text = path.read_bytes().decode("utf-8", errors="replace")
         try:
             content = json.loads(text)
         except (ValueError, RecursionError):
             content = None
+        if isinstance(content, dict) and content.get("format") == FORMAT:
+            foreign = read_sealed(content, path.name)
+            return cls(foreign.backend, foreign=foreign)
         wrong = _flaw(content)
         if wrong is None:
             try:
@@ -118,8 +154,18 @@ class Tokenizer:
             except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
                 wrong = str(error)
         raise ValueError(
-            f"tokenizer: {Path(path).name} is not a vocabulary written by `mm tokenizer`: {' '.join(wrong.split())}"
+            f"tokenizer: {path.name} is not a vocabulary written by `mm tokenizer`: {' '.join(wrong.split())}"
         )
+
+
+def import_tokenizer(source: str) -> Tokenizer:
+    """The vocabulary of an open model, from the text of its tokenizer.json.
+
+    Raises:
+        ValueError: It has a part that isn't known to be harmless; see `read_vocabulary`.
+    """
+    foreign = read_vocabulary(source)
+    return Tokenizer(foreign.backend, foreign=foreign)
 
 
 def _flaw(content: object) -> str | None:
