@@ -33,8 +33,9 @@ from mm.batch import (
     Writing,
     slot,
 )
-from mm.decoder.decoder import DecoderOutput, MoEDecoder
 from mm.decoder.generate import GREEDY, Generated, Sampling
+from mm.decoder.output import DecoderOutput
+from mm.decoder.sentences import SentenceDecoder
 from mm.encoders.record import RecordEncoder
 from mm.encoders.resnet3d import ResNet3DEncoder
 from mm.encoders.text import TextEncoder
@@ -142,7 +143,7 @@ class MultimodalModel(nn.Module):
         record: RecordEncoder | None = None,
         text: TextEncoder | None = None,
         findings: FindingHead | None = None,
-        decoder: MoEDecoder | None = None,
+        decoder: SentenceDecoder | None = None,
         embedding_width: int = 128,
         temperature: float = 0.07,
     ) -> None:
@@ -175,6 +176,10 @@ class MultimodalModel(nn.Module):
         """
         head = self.findings
         pairs: list[tuple[str, object, object]] = []
+        if self.decoder is not None and self.decoder.memory_width != self.fusion.width:
+            raise ValueError(
+                f"decoder.memory_width must be the fusion's width {self.fusion.width}, got {self.decoder.memory_width}"
+            )
         if head is not None:
             if self.volume is not None:
                 pairs.append(("findings.volume_widths", head.volume_widths, tuple(self.volume.widths)))

@@ -11,10 +11,10 @@ from mm.attention import Keys
 
 @dataclass(frozen=True)
 class MemoryKeys:
-    """The memory as one layer's cross-attention sees it, projected once."""
+    """The memory as one layer's attention sees it, projected once."""
 
     k: Float[Tensor, "M N H K"]
-    v: Float[Tensor, "M N H K"]
+    v: Float[Tensor, "M N H W"]
     mask: Bool[Tensor, "M N"]
 
     @property

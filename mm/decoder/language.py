@@ -1,5 +1,6 @@
 """A plain decoder-only language model: what the open models are, read by `mm.decoder.huggingface`."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -212,8 +213,10 @@ class LanguageModel(nn.Module):
         mask: Mask,
         positions: Int[Tensor, "#M L"],
         real: Int[Tensor, " T"] | None = None,
-        caches: tuple[LayerCache, ...] | None = None,
+        caches: Sequence[KeyValueCache] | None = None,
+        between: Callable[[int, Tensor], Tensor] | None = None,
     ) -> tuple[Float[Tensor, "M L D"], tuple[Routing, ...]]:
+        """All layers; `between` may change what goes into each, given its index: what `WritingModel` reads."""
         latent = self.config.latent
         width = self.config.head_width if latent is None else latent.turned_width
         base, scaling = self.config.rotary_base, self.config.rotary_scaling
@@ -221,6 +224,7 @@ class LanguageModel(nn.Module):
         routings = []
         for index, layer in enumerate(self._layers()):
             cache = None if caches is None else caches[index]
+            x = x if between is None else between(index, x)
             x, routing = layer(x, mask=mask, angles=angles, real=real, cache=cache)
             routings += [] if routing is None else [routing]
         return x, tuple(routings)

@@ -51,6 +51,24 @@ class MemoryAttention(CrossAttention):
         return out
 
 
+class GatedMemoryAttention(nn.Module):
+    """What a finished language model reads from a memory (Alayrac et al. 2022, Flamingo): x + tanh(gate) * read(x).
+
+    The gate starts at 0, so that at first the model is what it was, bit by bit.
+    """
+
+    def __init__(self, width: int, heads: int, *, memory_width: int, norm_eps: float) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width, eps=norm_eps)
+        self.attention = MemoryAttention(width, heads, memory_width=memory_width)
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Float[Tensor, "M L D"], memory: MemoryKeys) -> Float[Tensor, "M L D"]:
+        """Each token by itself; one whose row has no memory stays as it is."""
+        read = self.attention.read(self.norm(x), memory)
+        return x + (self.gate.tanh() * read).to(x.dtype)
+
+
 class DecoderLayer(nn.Module):
     """Pre-norm: self-attention, cross-attention to the memory, mixture of experts."""
 

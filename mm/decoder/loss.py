@@ -29,6 +29,8 @@ def chunked_cross_entropy(
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     if len(targets) == 0:
         raise ValueError("targets must hold at least 1 token, got 0")
+    if not torch.is_grad_enabled():  # the function below would still make gradients for whatever could take one
+        hidden, weight = hidden.detach(), weight.detach()
     loss: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk)
     return loss
 
@@ -37,29 +39,38 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight: Tensor | None = None
+        kind = hidden.device.type
+        # As autocast would, but once, not once a chunk and product.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        table = weight.to(dtype)
         loss = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden), chunk):
-            part, true = hidden[start : start + chunk], targets[start : start + chunk, None]
-            scores = (part @ weight.T.to(part.dtype)).float()
-            log_sum = scores.logsumexp(-1, keepdim=True)
-            loss += (log_sum - scores.gather(1, true)).sum()
-            if grad_hidden is None and grad_weight is None:
+            part, true = hidden[start : start + chunk].to(dtype), targets[start : start + chunk, None]
+            scores = (part @ table.T).float().log_softmax(-1)
+            loss -= scores.gather(1, true).sum()
+            if not (need_hidden or need_weight):
                 continue
-            slope = scores.sub_(log_sum).exp_()
-            slope.scatter_add_(1, true, torch.full_like(true, -1, dtype=slope.dtype))
-            slope = slope.div_(len(hidden)).to(part.dtype)
+            slope = scores.exp_().scatter_add_(1, true, scores.new_full((1, 1), -1.0).expand_as(true)).to(dtype)
             if grad_hidden is not None:
-                grad_hidden[start : start + chunk] = slope @ weight.to(part.dtype)
-            if grad_weight is not None:
+                grad_hidden[start : start + chunk] = slope @ table
+            if not need_weight:
+                continue
+            if grad_weight is None:
+                grad_weight = (slope.T @ part).float()
+            elif dtype == torch.float32:
+                grad_weight.addmm_(slope.T, part)
+            else:
                 grad_weight += slope.T @ part
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        ctx.tokens = len(hidden)
         return loss / len(hidden)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """The gradients that forward made, times the loss's own."""
-        for_hidden, for_weight = (None if made is None else made * grad for made in ctx.saved_tensors)
+        share = grad / ctx.tokens
+        for_hidden, for_weight = (None if made is None else made * share.to(made.dtype) for made in ctx.saved_tensors)
         return for_hidden, for_weight, None, None

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 import mm
 from mm.data.datamodule import MultimodalData
+from mm.decoder.writing import WritingModel
 from mm.errors import USER_ERRORS, one_line, tell
 from mm.training import checkpoint
 from mm.training.align import AlignTask
@@ -166,6 +167,9 @@ class TrainingCLI(LightningCLI):
         data: MultimodalData = self.datamodule
         if data.tokenizer_path is None and self.model.init_from is not None:
             data.tokenizer_path = str(checkpoint.find(self.model.init_from))
+        decoder = self.model.model.decoder
+        if data.tokenizer_path is None and isinstance(decoder, WritingModel):
+            data.tokenizer_path = decoder.vocabulary
         check_vocabulary(self.model.model, data.tokenizer.vocab_size)
         data.dataset("train" if self.subcommand == "fit" else "val" if self.subcommand == "validate" else "test")
 

@@ -63,6 +63,10 @@ class FindingsTask(Task):
         batch = numbered[1]
         found = self.model.find(self.model.encode(batch))
         assert found is not None
+        self.hear(found, batch)
+
+    def hear(self, found: FindingOutputs, batch: Batch) -> None:
+        """Logs the loss of one batch and keeps what the head said."""
         losses = finding_losses(self.model, batch, found)
         total = torch.stack([item.float() for item in losses.values()]).sum()
         self.log(f"{self.judged}_loss", total, batch_size=batch.size)

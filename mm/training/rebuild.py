@@ -1,6 +1,7 @@
 """The model of a `config.json`, made again: from a file that may be anybody's, so nothing in it is believed."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,9 @@ _LARGEST: Final = 2**16
 """Of a whole number in a configuration that is no size of a weight."""
 _FINEST: Final = 64
 """Tokens along an axis: pooled, and so of no size that the weights tell."""
+_LONGEST: Final = 2**24
+"""Tokens that a language model may say it reads: a bound on positions, for which nothing is made."""
+_LENGTHS: Final = ("context", "window", "original_context")
 _MOST_CONSTANTS: Final = 2**26
 """Elements of tables that aren't weights, such as masks and frequencies."""
 
@@ -32,7 +36,8 @@ def build(config: Mapping[str, Any], *, weights: Shapes | None = None) -> "Multi
     """Makes the model of a `config.json`, with fresh weights; nothing is downloaded.
 
     Args:
-        config: `class_path` and `init_args`. `pretrained` counts as off: the weights are in the folder.
+        config: `class_path` and `init_args`. `pretrained` and the paths `weights` and `folder` count as off: the
+            weights are in the checkpoint's own folder.
         weights: Shapes of the weights that it is going to be filled with. The model is first made without memory
             (on torch's meta device) and compared with them, so that no configuration can ask for more than is
             there. None: it isn't compared.
@@ -59,13 +64,35 @@ def build(config: Mapping[str, Any], *, weights: Shapes | None = None) -> "Multi
     return model
 
 
+def sealed(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The configuration of a model without the files that its parts were made from.
+
+    What a part read from a folder (sizes, the mean of pixels) is written out, so that the model is made again from
+    the checkpoint alone; and the folder's path, which is nobody else's concern, is left out.
+
+    Args:
+        config: `class_path` and `init_args` of the model.
+        model: Made from it.
+    """
+    made = json.loads(json.dumps(dict(config)))
+    for name, part in model.named_children():
+        own = made.get("init_args", {}).get(name)
+        tell = getattr(part, "sealed", None)
+        if isinstance(own, dict) and callable(tell):
+            given = own.get("init_args", {})
+            own["init_args"] = given | {key: value for key, value in tell().items() if value is not None}
+            for key in ("weights", "folder", "pretrained"):
+                own["init_args"].pop(key, None)
+    return made  # type: ignore[no-any-return]
+
+
 def check_vocabulary(model: "MultimodalModel", size: int) -> None:
     """Every part that reads or writes tokens must have room for the tokenizer's ids.
 
     Raises:
         ValueError: One hasn't.
     """
-    from mm.decoder.decoder import MoEDecoder
+    from mm.decoder.sentences import SentenceDecoder
     from mm.encoders.record import RecordEncoder
     from mm.encoders.text import TextEncoder
 
@@ -73,7 +100,7 @@ def check_vocabulary(model: "MultimodalModel", size: int) -> None:
     rooms = {
         name: part.word.num_embeddings if isinstance(part, RecordEncoder) else part.vocab_size
         for name, part in parts.items()
-        if isinstance(part, RecordEncoder | TextEncoder | MoEDecoder)
+        if isinstance(part, RecordEncoder | TextEncoder | SentenceDecoder)
     }
     small = [f"{name} has room for {room}" for name, room in rooms.items() if room < size]
     if small:
@@ -91,11 +118,11 @@ def _make(parser: ArgumentParser, parsed: Namespace) -> nn.Module:
 
 
 def _tame(value: Any, *, largest: int | None, key: str = "") -> None:
-    """Turns every `pretrained` off and refuses names that lead to the network or a disk, and absurd numbers."""
+    """Turns `pretrained`, `weights` and `folder` off; refuses names that lead to the network, and absurd numbers."""
     if isinstance(value, Namespace | dict):
         members = vars(value) if isinstance(value, Namespace) else value
         for name, item in members.items():
-            if name == "pretrained":
+            if name in ("pretrained", "weights", "folder"):
                 value[name] = False if isinstance(item, bool) else None
             else:
                 _tame(item, largest=largest, key=str(name))
@@ -106,7 +133,7 @@ def _tame(value: Any, *, largest: int | None, key: str = "") -> None:
         raise ValueError(f"model configuration: name {value[:80]!r} would fetch a model; only plain names are accepted")
     elif key == "token_grid" and isinstance(value, int) and largest is not None and value > _FINEST:
         raise ValueError(f"model configuration: token_grid must be at most {_FINEST} along an axis, got {value}")
-    elif isinstance(value, int) and largest is not None and abs(value) > largest:
+    elif isinstance(value, int) and largest is not None and abs(value) > (_LONGEST if key in _LENGTHS else largest):
         raise ValueError(f"model configuration: {key} is {value}, and no weight is as large")
 
 

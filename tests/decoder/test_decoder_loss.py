@@ -61,6 +61,40 @@ def test_only_what_needs_a_gradient_gets_one():
         assert chunked_cross_entropy(hidden, weight, targets, chunk=4).item() > 0
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "mm" in str(func)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("recording", "products"), [(True, 3), (False, 1)])
+def test_gradients_are_made_only_where_they_are_recorded(recording, products):
+    hidden, weight, targets = make(10, 4, 12)
+    with Products() as mode, torch.set_grad_enabled(recording):
+        chunked_cross_entropy(hidden, weight, targets, chunk=5)
+    assert mode.count == 2 * products  # of two chunks
+
+
+def test_autocast_is_as_close_as_the_whole_cross_entropy_under_it():
+    hidden, weight, targets = make(100, 16, 50)
+    exact = torch.autograd.grad(F.cross_entropy(hidden @ weight.T, targets), [hidden, weight])
+    errors = []
+    for whole in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = F.linear(hidden, weight).float()
+            loss = F.cross_entropy(logits, targets) if whole else chunked_cross_entropy(hidden, weight, targets)
+        assert loss.dtype == torch.float32
+        got = torch.autograd.grad(loss, [hidden, weight])
+        assert all(one.dtype == torch.float32 for one in got)
+        errors.append([float((one - true).norm() / true.norm()) for one, true in zip(got, exact, strict=True)])
+    assert all(chunked < 1.2 * whole for whole, chunked in zip(*errors, strict=True))
+    assert max(errors[0]) < 0.02
+
+
 def test_bfloat16_hidden_vectors_meet_a_float32_table_as_in_autocast():
     hidden, weight, targets = make(100, 16, 50)
     loss = chunked_cross_entropy(hidden.bfloat16(), weight, targets, chunk=9)

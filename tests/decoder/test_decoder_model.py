@@ -7,7 +7,11 @@ import torch.nn.functional as F
 from mm.batch import Padded, Slots, Tokens, Writing
 from mm.data.tokenizer import SPECIAL_IDS, train_tokenizer
 from mm.decoder.decoder import MoEDecoder
+from mm.decoder.engine import Engine
 from mm.decoder.generate import NEVER_WRITTEN, Sampling, choose
+from mm.decoder.groups import GroupLimit
+from mm.decoder.loss import chunked_cross_entropy
+from mm.transformer import SwiGLU
 
 VOCAB, WIDTH, MEMORY = 60, 32, 24
 
@@ -98,11 +102,94 @@ def test_routed_tokens_are_exactly_the_real_ones():
 def test_a_decoder_of_any_gates_reaches_every_router(gates):
     decoder = make_decoder(gates=gates, selection_bias=True).train()
     output = decoder(make_writing(), make_memory())
-    F.cross_entropy(output.logits, output.targets).backward()
+    output.cross_entropy().backward()
     assert len(decoder.routers()) == 2
     for router in decoder.routers():
         assert router.selection_bias.tolist() == [0.0] * 4
         assert router.logits.weight.grad.norm() > 0
+
+
+def test_one_expert_for_every_token_is_a_plain_dense_decoder():
+    decoder = make_decoder(num_experts=1, experts_per_token=1, gates="softmax", shared_expert_width=0, expert_width=24)
+    seen = []
+    for layer in decoder.layers:
+        layer.experts.register_forward_hook(lambda *call: seen.append(call))
+    output = decoder(make_writing(), make_memory())
+    assert len(seen) == 2
+    for mixture, (x,), (got, routing) in seen:
+        dense = SwiGLU(WIDTH, 24)
+        with torch.no_grad():
+            gate, up = mixture.experts.gate_up[0].T.chunk(2)
+            dense.gate.weight.copy_(gate), dense.up.weight.copy_(up)
+            dense.down.weight.copy_(mixture.experts.down[0].T)
+        torch.testing.assert_close(got, dense(x), rtol=1e-5, atol=1e-6)
+        assert (routing.gates == 1).all()
+    output.cross_entropy().backward()
+    for mixture, _, _ in seen:
+        assert mixture.router.logits.weight.grad.abs().max() < 1e-6  # there is nothing to learn
+    assert output.load_balancing_loss == 1
+
+
+def test_all_that_the_router_can_is_passed_on():
+    groups = GroupLimit(groups=2, kept=1)
+    decoder = make_decoder(
+        gates="sigmoid_renormalised", scale=2.5, groups=groups, shared_gate=True, selection_bias=True,
+        capacity_factor=1.0, evaluation_capacity_factor=0.5,
+    )  # fmt: skip
+    for layer in decoder.layers:
+        router = layer.experts.router
+        assert (router.scale, router.groups, router.capacity_factor) == (2.5, groups, 1.0)
+        assert layer.experts.shared_gate.weight.shape == (1, WIDTH)
+        assert router.selection_bias is not None
+    writing, memory = make_writing(20), make_memory(20)
+    evaluated = decoder(writing, memory)
+    assert (evaluated.dropped > 0).all()  # half of the room that even load wants
+    for routing in evaluated.routings:
+        assert ((routing.experts // 2) == (routing.experts[:, :1] // 2)).all()  # one group of two experts a token
+        kept = routing.gates.sum(-1)[(routing.gates > 0).all(-1)]
+        torch.testing.assert_close(kept, torch.full_like(kept, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 0.0}, r"scale must be positive, got 0\.0"),
+        ({"groups": GroupLimit(groups=3, kept=1)}, "groups must divide num_experts 4, got 3"),
+        ({"groups": GroupLimit(groups=4, kept=1)}, "experts_per_token must be at most 1 .kept groups of 1., got 2"),
+        ({"shared_gate": True, "shared_expert_width": 0}, "shared_gate needs a shared expert"),
+        ({"evaluation_capacity_factor": -1.0}, "evaluation_capacity_factor must be positive or null, got -1"),
+        ({"experts_per_token": 1}, "experts_per_token 1 with gates 'renormalised' gives the router no gradient"),
+        (
+            {"num_experts": 2, "selection_bias": True},
+            "selection_bias needs a choice: experts_per_token must be below num_experts 2, got 2",
+        ),
+        (
+            {"num_experts": 2, "groups": GroupLimit(groups=1, kept=1)},
+            "groups needs a choice: experts_per_token must be below num_experts 2, got 2",
+        ),
+    ],
+)
+def test_contradictions_are_refused_when_the_decoder_is_made(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_decoder(**options)
+
+
+def test_the_engine_refuses_rows_that_depend_on_their_neighbours():
+    with pytest.raises(ValueError, match=r"evaluation_capacity_factor must be null to run in an engine.* got 2"):
+        Engine(make_decoder(evaluation_capacity_factor=2.0))
+
+
+def test_the_language_loss_and_its_gradients_are_those_of_the_whole_cross_entropy():
+    decoder = make_decoder().train()
+    output = decoder(make_writing(60), make_memory(60))
+    whole, parameters = F.cross_entropy(output.logits, output.targets), list(decoder.parameters())
+    assert len(output.targets) > 200
+    torch.testing.assert_close(output.cross_entropy(), whole, rtol=1e-6, atol=1e-6)
+    chunked = chunked_cross_entropy(output.hidden, output.weight, output.targets, chunk=16)
+    expected = torch.autograd.grad(whole, parameters, retain_graph=True)
+    for loss in (output.cross_entropy(), chunked):
+        for got, right in zip(torch.autograd.grad(loss, parameters, retain_graph=True), expected, strict=True):
+            torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-6)
 
 
 def test_memory_of_a_study_dealt_to_rows_equals_memory_gathered():
@@ -166,8 +253,7 @@ def test_gradient_reaches_every_parameter():
     writing, memory = make_writing(60), make_memory(size=60)
     memory = Tokens(memory.values.requires_grad_(), memory.mask)
     output = decoder(writing, memory)
-    loss = F.cross_entropy(output.logits, output.targets) + output.load_balancing_loss + output.z_loss
-    loss.backward()
+    (output.cross_entropy() + output.load_balancing_loss + output.z_loss).backward()
     for name, parameter in decoder.named_parameters():
         assert parameter.grad is not None, name
         rows = parameter.grad if parameter.grad.dim() > 2 or name.startswith("slot") else parameter.grad[None]
@@ -188,8 +274,11 @@ def test_bfloat16_autocast_is_close_and_generates():
     expected = decoder(writing, memory).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = decoder(writing, memory)
+        loss = output.cross_entropy()
         rows = decoder.generate(writing, memory, sampling=Sampling(4)).rows()
     assert (output.logits.float() - expected).norm() / expected.norm() < 0.05
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(expected, output.targets), rtol=0.02, atol=0.02)
     assert output.z_loss.dtype == torch.float32
     assert all(rows)
 
@@ -303,7 +392,7 @@ def test_a_tiny_decoder_learns_twenty_sentences_by_their_slots():
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=5e-3)
     for _ in range(60):
         output = decoder(writing, memory, rows=writing.study)
-        loss = F.cross_entropy(output.logits, output.targets) + 0.01 * output.load_balancing_loss
+        loss = output.cross_entropy() + 0.01 * output.load_balancing_loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
