@@ -233,7 +233,10 @@ class Writing(Movable):
 
 @dataclass(frozen=True)
 class Batch(Movable):
-    """Several studies; any input may be None. `text` is the whole report for contrastive alignment."""
+    """Several studies; any input may be None.
+
+    `text` is the whole report for contrastive alignment, empty for a study without one.
+    """
 
     size: int
     volumes: Volumes | None = None

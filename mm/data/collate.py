@@ -142,9 +142,11 @@ def _records(samples: Sequence[Sample], tokenizer: Tokenizer | None, max_words: 
 
 
 def _texts(samples: Sequence[Sample], tokenizer: Tokenizer | None, max_text: int) -> Padded | None:
-    if tokenizer is None or any(not sample.text for sample in samples):
+    if tokenizer is None or not any(sample.text for sample in samples):
         return None
-    return Padded.of([[*tokenizer.encode(sample.text)[: max_text - 1], SPECIAL_IDS.end] for sample in samples])
+    return Padded.of(
+        [[*tokenizer.encode(sample.text)[: max_text - 1], SPECIAL_IDS.end] if sample.text else [] for sample in samples]
+    )
 
 
 def _writing(samples: Sequence[Sample], tokenizer: Tokenizer, rows: tuple[Rows, ...]) -> Writing | None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -138,8 +138,7 @@ class MultimodalData(LightningDataModule):
                 raise ValueError(f"data.mirror {self.mirror} can't mirror inputs that are cached; set 0 or no cache")
             samples = Mirrored(samples, share=self.mirror)
         size = len(samples)  # type: ignore[arg-type]  # every dataset of ours is sized
-        resumed = 0 if self.trainer is None else self.trainer.global_step
-        order: Sampler[int] = Shuffled(size, seed=self.seed, resumed=resumed) if shuffled else Rest(size, start)
+        order: Sampler[int | Drawn] = Shuffled(size, seed=self.seed) if shuffled else Rest(size, start)
         return DataLoader[Numbered](  # the collate function turns pairs of number and sample into it
             NumberedDataset(samples),  # type: ignore[arg-type]
             batch_size=min(self.batch_size, ENCODED_AT_ONCE) if everything else self.batch_size,
@@ -157,8 +156,18 @@ class MultimodalData(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Numbered]:
-        """Batches to train on."""
-        return self.loader("train")
+        """Batches to train on; a resumed run goes on behind the last one it has learnt from."""
+        loader = self.loader("train")
+        if self.trainer is not None:
+            assert isinstance(loader.sampler, Shuffled)
+            limit = self.trainer.limit_train_batches
+            batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
+            done: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+            if self.trainer.world_size == 1:
+                loader.sampler.go_on(*divmod(done, max(batches, 1)), batch_size=self.batch_size)
+            else:  # several ranks share an order that Lightning deals out: it begins anew, with another one
+                loader.sampler.seed = hash((self.seed, done))
+        return loader
 
     def val_dataloader(self) -> DataLoader[Numbered]:
         """Batches to validate on."""
@@ -173,6 +182,13 @@ class MultimodalData(LightningDataModule):
         return self.loader("test")
 
 
+class Drawn(NamedTuple):
+    """A training sample, and the seed of all that is drawn when it is made."""
+
+    study: int
+    seed: int
+
+
 class NumberedDataset(Dataset[tuple[int, Sample]]):
     """Samples with their number in the split."""
 
@@ -183,9 +199,13 @@ class NumberedDataset(Dataset[tuple[int, Sample]]):
         """Number of samples."""
         return len(self.samples)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> tuple[int, Sample]:
-        """Sample `index`, and the index."""
-        return index, self.samples[index]
+    def __getitem__(self, index: int | Drawn) -> tuple[int, Sample]:
+        """Sample `index`, and the index. A `Drawn` one is the same whichever process makes it, and when."""
+        if isinstance(index, int):
+            return index, self.samples[index]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(index.seed)
+            return index.study, self.samples[index.study]
 
 
 class Rest(Sampler[int]):
@@ -203,24 +223,32 @@ class Rest(Sampler[int]):
         return iter(range(self.start, self.size))
 
 
-class Shuffled(Sampler[int]):
-    """A fresh order each epoch, and after each resume: a resumed epoch must not begin with the same studies again."""
+class Shuffled(Sampler[Drawn]):
+    """A fresh order each epoch, a function of seed and epoch: what was stopped goes on as if it had not been."""
 
-    def __init__(self, size: int, *, seed: int, resumed: int) -> None:
-        self.size, self.seed, self.resumed, self.epoch = size, seed, resumed, 0
+    def __init__(self, size: int, *, seed: int) -> None:
+        self.size, self.seed, self.epoch = size, seed, 0
+        self._resumed, self._done = -1, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
 
+    def go_on(self, epoch: int, batches: int, *, batch_size: int) -> None:
+        """Begins with this epoch, behind so many batches of it."""
+        self.epoch = self._resumed = epoch
+        self._done = batches * batch_size
+
     def __len__(self) -> int:
-        """Number of studies."""
+        """Number of studies of a whole epoch."""
         return self.size
 
-    def __iter__(self) -> Iterator[int]:
-        """A permutation that depends on seed, epoch and resume."""
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, self.resumed)) % 2**63)
-        return iter(torch.randperm(self.size, generator=generator).tolist())
+    def __iter__(self) -> Iterator[Drawn]:
+        """A permutation that depends on seed and epoch, less what is done of it."""
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        done = self._done if self.epoch == self._resumed else 0
+        return iter([Drawn(item, hash((self.seed, self.epoch, item)) % 2**63) for item in order[done:]])
 
 
 def _collate(

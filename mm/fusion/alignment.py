@@ -5,7 +5,7 @@ The result feeds the decoder. It never feeds an embedding: see `mm.fusion.adapte
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mm.attention import Keys
@@ -86,7 +86,14 @@ class CrossModalAlignment(nn.Module):
         pooled = [mean(Tokens(self.norm(item.values), item.mask)) for item in (first, second)]
         return self.matches(torch.cat(pooled, dim=-1)).float()[:, 0]  # type: ignore[no-any-return]
 
-    def matching_loss(self, first: Tokens, second: Tokens, *, similarity: Float[Tensor, "B B"]) -> Float[Tensor, ""]:
+    def matching_loss(
+        self,
+        first: Tokens,
+        second: Tokens,
+        *,
+        similarity: Float[Tensor, "B B"],
+        same: Bool[Tensor, "B B"] | None = None,
+    ) -> Float[Tensor, ""]:
         """Pairs against hard negatives of both sides (Li et al. 2021, ALBEF, section 3.2).
 
         Args:
@@ -94,21 +101,28 @@ class CrossModalAlignment(nn.Module):
             second: Their partners.
             similarity: Of embeddings, scaled by the inverse temperature: the likelier a wrong partner is to be
                 taken for the right one, the oftener it is drawn.
+            same: Symmetric; studies whose partners are the same, none of which is a wrong one. A study without a
+                wrong partner is trained on as a pair only. None: each has its own.
 
         Raises:
             ValueError: A batch of one has no negatives.
         """
         if len(similarity) < 2:
             raise ValueError("matching needs at least 2 studies a batch, got 1")
-        own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-        weights = similarity.detach().float().masked_fill(own, -torch.inf)
-        wrong_second = torch.multinomial(weights.softmax(1), 1)[:, 0]
-        wrong_first = torch.multinomial(weights.T.softmax(1), 1)[:, 0]
-        right = torch.arange(len(own), device=own.device)
-        firsts, seconds = torch.cat([right, right, wrong_first]), torch.cat([right, wrong_second, right])
+        right = torch.arange(len(similarity), device=similarity.device)
+        alike = right[:, None] == right
+        if same is not None:
+            alike = alike | same
+        some = (~alike).any(1).nonzero()[:, 0]
+        weights = similarity.detach().float().masked_fill(alike, -torch.inf)
+        wrong_second, wrong_first = right[:0], right[:0]
+        if len(some):
+            wrong_second = torch.multinomial(weights[some].softmax(1), 1)[:, 0]
+            wrong_first = torch.multinomial(weights.T[some].softmax(1), 1)[:, 0]
+        firsts, seconds = torch.cat([right, some, wrong_first]), torch.cat([right, wrong_second, some])
         logits = self.match(select(first, firsts), select(second, seconds))
         labels = torch.zeros_like(logits)
-        labels[: len(own)] = 1
+        labels[: len(right)] = 1
         return F.binary_cross_entropy_with_logits(logits, labels)
 
 

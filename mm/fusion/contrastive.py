@@ -1,13 +1,18 @@
-"""Contrastive losses on unit vectors: symmetric InfoNCE, and InfoNCE with a squared distance beside it."""
+"""Contrastive losses on unit vectors: symmetric InfoNCE, and the squared distance that may stand beside it.
+
+Texts that are the same word by word are no negatives of one another: see `text_numbers` and the argument `same`.
+"""
 
 import math
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from mm.batch import Padded
+from mm.fusion.ranks import first_row, gather_rows, gather_values, largest, num_ranks
+from mm.fusion.slopes import symmetric
 
 
 class LogitScale(nn.Module):
@@ -36,33 +41,71 @@ def info_nce(
     *,
     scale: Float[Tensor, ""] | float,
     valid: Bool[Tensor, " N"] | None = None,
+    same: Int[Tensor, " N"] | None = None,
 ) -> Float[Tensor, ""]:
     """Symmetric InfoNCE (van den Oord et al. 2018; Radford et al. 2021): row i of one belongs to row i of the other.
 
     Rows of all ranks are each other's negatives; every rank must have the same N. The mean of the ranks' losses is
-    the loss of the whole batch.
+    the loss of the whole batch. Where several pairs have the same partner, the target's mass is shared among them
+    (Yang et al. 2022, UniCL). Where their vectors are the same as well, the sum over the rows is that of a target
+    apiece: what one row gains by sharing, another loses.
 
     Args:
         first: Unit vectors of this rank.
         second: Their partners.
         scale: Inverse temperature.
         valid: Pairs that exist; the others are neither positives nor negatives. None: all.
+        same: Pairs of an equal number are positives of one another; see `text_numbers`. None: each is its own.
 
     Returns:
         Mean over the valid rows of both directions; 0 where there is none.
     """
-    real = torch.ones(len(first), dtype=torch.bool, device=first.device) if valid is None else valid
-    all_first, all_second, all_real, start = _gather(first, second, real)
-    labels = torch.arange(len(first), device=first.device) + start
-    losses = []
-    for rows, columns in ((first, all_second), (second, all_first)):
-        logits = scale * rows.float() @ columns.float().T
+    # Half precision would round a logit of 50 by a quarter.
+    with torch.autocast(first.device.type, enabled=False):
+        first, second = first.float(), second.float()
+        factor = torch.as_tensor(scale, dtype=torch.float32, device=first.device)
+        if num_ranks() > 1:
+            return _across_ranks(first, second, scale=factor, valid=valid, same=same)
+        if valid is not None:
+            first, second, same = first[valid], second[valid], None if same is None else same[valid]
+        if len(first) == 0:
+            return 0.0 * (first.sum() + second.sum() + factor)
+        return symmetric(first, second, scale=factor, share=None if same is None else _share(positives(same, None)))
+
+
+def _across_ranks(
+    first: Float[Tensor, "N E"],
+    second: Float[Tensor, "N E"],
+    *,
+    scale: Float[Tensor, ""],
+    valid: Bool[Tensor, " N"] | None,
+    same: Int[Tensor, " N"] | None,
+) -> Float[Tensor, ""]:
+    """This rank's rows against all ranks' columns, in both directions."""
+    one = (scale * first) @ gather_rows(second).T
+    other = (scale * second) @ gather_rows(first).T
+    positive = own_pairs(first)
+    if valid is not None:
         # An invalid row keeps its own column, so that its (unused) softmax is finite.
-        own = labels[:, None] == torch.arange(len(columns), device=rows.device)
-        logits = logits.masked_fill(~all_real & ~own, -torch.inf)
-        losses.append(F.cross_entropy(logits, labels, reduction="none"))
-    each = torch.stack(losses).mean(0) * real
-    return each.sum() / (all_real.sum() * len(first) / len(all_first)).clamp(min=1e-9)
+        out = ~gather_values(valid) & ~positive
+        one, other = one.masked_fill(out, -torch.inf), other.masked_fill(out, -torch.inf)
+    if same is not None:
+        positive = positive | positives(same, valid)
+    share = _share(positive)
+    each = [logits.logsumexp(1) - (logits.masked_fill(~positive, 0) * share).sum(1) for logits in (one, other)]
+    return mean_of_valid(torch.stack(each).mean(0), valid)
+
+
+def _share(positive: Bool[Tensor, "N M"]) -> Float[Tensor, "N M"]:
+    """Each row's mass of 1 in equal parts."""
+    return positive / positive.sum(1, keepdim=True)
+
+
+def squared_distance(
+    first: Float[Tensor, "N E"], second: Float[Tensor, "N E"], *, valid: Bool[Tensor, " N"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean squared difference of partners, over dimensions and the valid pairs of all ranks."""
+    return mean_of_valid((first.float() - second.float()).square().mean(-1), valid)
 
 
 def contrastive_mse(
@@ -84,35 +127,43 @@ def contrastive_mse(
         lambda2: Weight of the squared difference (mean over dimensions and pairs).
         valid: As in `info_nce`.
     """
-    real = torch.ones(len(first), dtype=torch.bool, device=first.device) if valid is None else valid
-    squared = (first.float() - second.float()).square().mean(-1) * real
-    distance = squared.sum() / real.sum().clamp(min=1)
+    distance = squared_distance(first, second, valid=valid)
     return lambda1 * info_nce(first, second, scale=scale, valid=valid) + lambda2 * distance
 
 
-def _gather(first: Tensor, second: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """The rows of all ranks, with gradients, and where this rank's begin."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return first, second, real, 0
-    flags = [torch.empty_like(real) for _ in range(dist.get_world_size())]
-    dist.all_gather(flags, real)
-    all_first, all_second = (_GatherRows.apply(item.contiguous()) for item in (first, second))
-    return all_first, all_second, torch.cat(flags), dist.get_rank() * len(first)
+def text_numbers(text: Padded) -> Int[Tensor, " M"] | None:
+    """A number for each text, equal where the token ids are, over all ranks; None where all texts differ."""
+    ids = text.values.masked_fill(~text.mask, -1)
+    longest = int(largest(torch.tensor(ids.shape[1], device=ids.device)))
+    ids = F.pad(ids, (0, longest - ids.shape[1]), value=-1)
+    distinct, numbers = torch.unique(gather_values(ids), dim=0, return_inverse=True)
+    if len(distinct) == len(numbers):
+        return None
+    start = first_row(len(ids))
+    own: Tensor = numbers[start : start + len(ids)]
+    return own
 
 
-class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks; what the other ranks' losses say of this rank's rows comes back to it."""
+def own_pairs(rows: Float[Tensor, "N E"]) -> Bool[Tensor, "N M"]:
+    """Where this rank's rows meet their own partners among all ranks' columns."""
+    columns = torch.arange(len(rows) * num_ranks(), device=rows.device)
+    return columns == columns[first_row(len(rows)) :][: len(rows), None]
 
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.number = len(rows)
-        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows)
-        return torch.cat(gathered)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous()
-        dist.all_reduce(total)
-        start = dist.get_rank() * ctx.number
-        return total[start : start + ctx.number]
+def positives(same: Int[Tensor, " N"], valid: Bool[Tensor, " N"] | None) -> Bool[Tensor, "N M"]:
+    """Where this rank's valid rows meet valid columns of the same number."""
+    found = same[:, None] == gather_values(same)
+    return found if valid is None else found & valid[:, None] & gather_values(valid)
+
+
+def num_valid(rows: Float[Tensor, "N E"], valid: Bool[Tensor, " N"] | None) -> Float[Tensor, ""]:
+    """Valid rows of a rank in the mean over all ranks; hardly more than nothing where there is none."""
+    if valid is None:
+        return torch.tensor(float(len(rows)), device=rows.device)
+    return (gather_values(valid).sum() / num_ranks()).clamp(min=1e-9)
+
+
+def mean_of_valid(each: Float[Tensor, " N"], valid: Bool[Tensor, " N"] | None) -> Float[Tensor, ""]:
+    """Mean over valid rows, such that the mean over ranks is that of all rows; 0 where there is none."""
+    kept = each if valid is None else each * valid
+    return kept.sum() / num_valid(each[:, None], valid)

@@ -4,49 +4,22 @@ import logging
 from typing import Any, ClassVar, Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mm.batch import Batch, Modality, Padded, Tokens
-from mm.fusion.contrastive import contrastive_mse
+from mm.batch import Batch, Padded, Tokens
+from mm.data.datamodule import MultimodalData
+from mm.fusion.alignment import select
 from mm.model import Encoded, MultimodalModel
 from mm.training.cached import CachedTask
+from mm.training.pairs import MODALITIES, Duplicates, Loss, PairLosses, PairWeights, Partners
 
 log = logging.getLogger(__name__)
 
-WEIGHTS: Final[dict[Modality, float]] = {"volume": 1.0, "image": 0.5, "audio": 0.1, "record": 0.1}
-"""A report is mostly about what a volume shows; a sound or a record alone can't tell it from others."""
-
-
-def align_losses(
-    model: MultimodalModel, encoded: Encoded, batch: Batch, *, lambda2: float = 0.0
-) -> dict[str, Float[Tensor, ""]]:
-    """Contrastive losses by pair: each modality with the text, and the volume with the X-ray.
-
-    Args:
-        model: With a text encoder.
-        encoded: With embeddings.
-        batch: Its text is the partner.
-        lambda2: Weight of the squared distance of partners beside InfoNCE.
-
-    Raises:
-        ValueError: The data has no report.
-    """
-    if batch.text is None:
-        raise ValueError("the align stage needs a data set with a report or caption for every study")
-    text = model.embed_text(batch.text)
-    scale = model.logit_scale()
-    losses: dict[str, Float[Tensor, ""]] = {}
-    seen = dict(encoded.embeddings.items())
-    for source, embedding in seen.items():
-        valid = embedding.square().sum(-1) > 0
-        loss = contrastive_mse(embedding, text, scale=scale, lambda2=lambda2, valid=valid)
-        losses[f"{source}_text"] = WEIGHTS[source] * loss
-    if "volume" in seen and "image" in seen:
-        valid = (seen["volume"].square().sum(-1) > 0) & (seen["image"].square().sum(-1) > 0)
-        loss = contrastive_mse(seen["volume"], seen["image"], scale=scale, lambda2=lambda2, valid=valid)
-        losses["volume_image"] = 0.25 * loss
-    return losses
+LOOKED_AT: Final = 64
+"""Samples in which a text is looked for before training."""
+AT_ONCE: Final = 2048
+"""Rows of a similarity matrix that are held at a time."""
 
 
 class TextTokens(nn.Module):
@@ -67,7 +40,7 @@ class TextTokens(nn.Module):
 class AlignTask(CachedTask):
     """Adapters, projections, text encoder and fusion; encoders and finding head are frozen.
 
-    Embeddings never see another modality; the matching loss works on tokens.
+    Embeddings never see another modality; the matching loss works on tokens. A batch may hold any mix of pairs.
     """
 
     trains: ClassVar[tuple[str, ...]] = (
@@ -82,36 +55,85 @@ class AlignTask(CachedTask):
         ),
     )
 
-    def __init__(self, *, lambda2: float = 0.0, matching: float = 0.5, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        loss: Loss = "info_nce",
+        duplicates: Duplicates = "soft",
+        lambda2: float = 0.0,
+        weights: PairWeights | None = None,
+        matching: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
         """Makes the stage.
 
         Args:
-            lambda2: Weight of the squared distance of partners beside InfoNCE.
+            loss: "info_nce" (CLIP) or "siglip"; start the latter with the model's `temperature` at 0.1.
+            duplicates: Whether texts that are the same token by token are positives of one another ("soft") or
+                negatives.
+            lambda2: Weight of the squared distance of partners beside the loss.
+            weights: Of the kinds of pairs; None: those of the phantoms, see `PairWeights`.
             matching: Weight of the token-level matching loss; 0 leaves it away.
             **kwargs: Of `CachedTask`.
 
         Raises:
-            ValueError: The model has no text encoder, or see `CachedTask`.
+            ValueError: The model has no text encoder, a weight is negative, or see `CachedTask`.
         """
         super().__init__(**kwargs)
         if self.model.text is None:
             raise ValueError("the align stage needs a model with `text`")
-        self.lambda2, self.matching = lambda2, matching
+        self.matching = matching
+        self.pairs = PairLosses(loss=loss, duplicates=duplicates, lambda2=lambda2, weights=weights)
         self.words = TextTokens(self.model)
-        self._seen: list[tuple[dict[str, Tensor], Tensor]] = []
+        self._seen: list[tuple[dict[str, Tensor], Tensor, Tensor]] = []
+
+    def setup(self, stage: str) -> None:
+        """As `CachedTask`, once there is known to be a text.
+
+        Raises:
+            ValueError: None of the first samples has one.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by fit
+        if stage == "fit" and isinstance(data, MultimodalData):
+            words = data.words("train")
+            number = min(LOOKED_AT, len(words))  # type: ignore[arg-type]  # every dataset of ours is sized
+            samples = (words[index] for index in range(number))
+            if not any(sample.text or ("questions" in data.rows and sample.questions) for sample in samples):
+                raise ValueError(
+                    "the align stage needs a data set with reports or captions, or questions with data.rows"
+                    f" [questions]; {data.spec.name} with data.rows {list(data.rows)} has neither"
+                )
+        super().setup(stage)
 
     def cached_losses(self, encoded: Encoded, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """InfoNCE by pair, and matching of the volume's tokens with the text's."""
-        losses = align_losses(self.model, encoded, batch, lambda2=self.lambda2)
-        volume = encoded.embeddings.volume
-        if self.matching > 0 and volume is not None and batch.size > 1:
-            assert batch.text is not None
-            tokens = self.model.adapt(encoded).volume
-            assert tokens is not None
-            similarity = self.model.logit_scale() * volume @ self.model.embed_text(batch.text).T
-            words = self.words(self.model, batch.text)
-            losses["matching"] = self.matching * self.model.fusion.matching_loss(tokens, words, similarity=similarity)
+        """Contrast by pair, and matching of one modality's tokens with the text's."""
+        partners = self.pairs.partners(batch)
+        text = self.model.embed_text(partners.ids)
+        losses: dict[str, Float[Tensor, ""]] = self.pairs(self.model, encoded, partners, text)
+        if self.matching > 0 and (loss := self._matching(encoded, partners, text)) is not None:
+            losses["matching"] = self.matching * loss
         return losses
+
+    def _matching(self, encoded: Encoded, partners: Partners, text: Float[Tensor, "B E"]) -> Float[Tensor, ""] | None:
+        """Of the first modality (volume, image, audio, record) that two studies have beside a text; None of none.
+
+        One modality, since a study's text tells the most of what a volume or a picture shows, and each further one
+        costs three more passes of the fusion.
+        """
+        embeddings = dict(encoded.embeddings.items())
+        for source, tokens in self.model.adapt(encoded).items():
+            rows = (tokens.mask.any(1) & partners.valid).nonzero()[:, 0]
+            if len(rows) < 2:
+                continue
+            same = None if partners.same is None else partners.same[rows]
+            ids = Padded(partners.ids.values[rows], partners.ids.lengths[rows])
+            return self.model.fusion.matching_loss(
+                select(tokens, rows),
+                self.words(self.model, ids),
+                similarity=self.model.logit_scale() * embeddings[source][rows] @ text[rows].T,
+                same=None if same is None else same[:, None] == same,
+            )
+        return None
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last validation."""
@@ -119,20 +141,34 @@ class AlignTask(CachedTask):
 
     def judge(self, encoded: Encoded, batch: Batch) -> None:
         """Keeps embeddings for retrieval over the whole split."""
-        assert batch.text is not None
-        seen: dict[str, Tensor] = {source: item.float().cpu() for source, item in encoded.embeddings.items()}
-        self._seen.append((seen, self.model.embed_text(batch.text).float().cpu()))
+        partners = self.pairs.partners(batch)
+        text = self.model.embed_text(partners.ids).float().cpu()
+        own = {source: item.float().cpu() for source, item in encoded.embeddings.items()}
+        seen: dict[str, Tensor] = {source: own.get(source, torch.zeros_like(text)) for source in MODALITIES}
+        self._seen.append((seen, text, partners.valid.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs recall at 1, 5 and 10 from each modality to the text."""
+        """Logs recall at 1, 5 and 10 from each modality to the text, over the studies that have both."""
         if not self._seen:
             return
-        text = torch.cat([item for _, item in self._seen])
+        text = torch.cat([item for _, item, _ in self._seen])
+        with_text = torch.cat([item for _, _, item in self._seen])
         scores: dict[str, float] = {}
-        for source in self._seen[0][0]:
-            similarity = torch.cat([seen[source] for seen, _ in self._seen]) @ text.T
-            ranks = (similarity > similarity.diagonal()[:, None]).sum(1)
-            scores |= {f"{source}_recall@{k}": float((ranks < k).float().mean()) for k in (1, 5, 10)}
+        for source in MODALITIES:
+            own = torch.cat([seen[source] for seen, _, _ in self._seen])
+            valid = with_text & (own.square().sum(-1) > 0)
+            if bool(valid.any()):
+                scores |= {f"{source}_{name}": value for name, value in recalls(own, text, valid).items()}
         self.log_dict({f"{self.judged}_{name}": value for name, value in scores.items()})
-        recalls = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        log.info("step %d, %d studies. %s", self.trainer.global_step, len(text), recalls)
+        said = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        log.info("step %d, %d studies. %s", self.trainer.global_step, len(text), said or "no pair with a text")
+
+
+def recalls(own: Float[Tensor, "N E"], text: Float[Tensor, "N E"], valid: Bool[Tensor, " N"]) -> dict[str, float]:
+    """Share of the valid rows whose text is among the nearest 1, 5 and 10 of the valid texts."""
+    own, text = own[valid], text[valid]
+    ranks: list[Tensor] = []
+    for start in range(0, len(own), AT_ONCE):
+        similarity = own[start : start + AT_ONCE] @ text.T
+        ranks.append((similarity > similarity.diagonal(start)[:, None]).sum(1))
+    return {f"recall@{k}": float((torch.cat(ranks) < k).float().mean()) for k in (1, 5, 10)}

@@ -1,4 +1,4 @@
-"""What the stages behind the first share: frozen encoders, whose output is computed once and kept."""
+"""What the stages behind the first share: encoders whose output is computed once and kept while they are frozen."""
 
 from abc import abstractmethod
 from dataclasses import replace
@@ -14,7 +14,7 @@ from mm.data.datamodule import MultimodalData, Numbered
 from mm.data.spec import Split
 from mm.findings import Evidence
 from mm.model import Encoded
-from mm.training.cache import Cache, build
+from mm.training.cache import FROZEN, Cache, build
 from mm.training.task import Task
 
 
@@ -22,20 +22,22 @@ class CachedTask(Task):
     """A stage on frozen encoders and a frozen finding head.
 
     Each study is encoded once; from then on batches hold words and labels only, and the encoders' output is looked
-    up by the study's number. Words are drawn afresh every epoch.
+    up by the study's number. Words are drawn afresh every epoch. Where a part of an encoder is unfrozen, or there
+    shall be no cache, every batch is encoded when it comes.
     """
 
     def __init__(
         self,
         *,
-        cache: str = "runs/cache",
+        cache: str | None = "runs/cache",
         modality_dropout: float = 0.1,
         **kwargs: Any,
     ) -> None:
         """Makes the stage.
 
         Args:
-            cache: Folder of what the encoders said.
+            cache: Folder of what the encoders said; None to encode every batch when it comes, which augmented
+                inputs need.
             modality_dropout: Probability that a study is trained on without one of its modalities, each for itself.
             **kwargs: Of `Task`.
 
@@ -45,7 +47,9 @@ class CachedTask(Task):
         super().__init__(**kwargs)
         if not 0 <= modality_dropout < 1:
             raise ValueError(f"modality_dropout must be at least 0 and below 1, got {modality_dropout}")
-        self.cache_root, self.modality_dropout = Path(cache), modality_dropout
+        self.modality_dropout = modality_dropout
+        moves = any(part.split(".")[0] in FROZEN for part in self.learning)
+        self.cache_root = None if cache is None or moves else Path(cache)
         self._caches: dict[Split, Cache] = {}
 
     def setup(self, stage: str) -> None:
@@ -53,7 +57,7 @@ class CachedTask(Task):
 
         To predict is to look at every study once: there is nothing to keep.
         """
-        if stage == "predict":
+        if stage == "predict" or self.cache_root is None:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by fit
         assert isinstance(data, MultimodalData)
@@ -66,8 +70,11 @@ class CachedTask(Task):
 
     def encoded(self, numbered: Numbered, split: Split) -> Encoded:
         """What the encoders said of a batch, with embeddings of the present projections."""
-        index, _ = numbered
-        encoded = self._caches[split].select(index, self.device)
+        index, batch = numbered
+        if self.cache_root is None:
+            encoded = self.model.encode(batch).without_maps()
+        else:
+            encoded = self._caches[split].select(index, self.device)
         if split == "train" and self.modality_dropout > 0:
             encoded = without_some(encoded, self.modality_dropout)
         return self.model.embed(encoded)

@@ -26,7 +26,7 @@ from mm.training.findings import FindingsTask
 from mm.training.history import HistoryTask
 from mm.training.joint import JointTask
 from mm.training.rebuild import check_vocabulary
-from mm.training.resume import AtomicCheckpointIO
+from mm.training.resume import AtomicCheckpointIO, StepCheckpoint
 from mm.training.task import Task
 from mm.training.write import WriteTask
 from mm.trust import restrict_imports
@@ -143,7 +143,7 @@ class TrainingCLI(LightningCLI):
         callbacks = list(config.get("callbacks") or [])
         if self.subcommand == "fit" and not any(isinstance(item, ModelCheckpoint) for item in callbacks):
             callbacks.append(
-                ModelCheckpoint(
+                StepCheckpoint(
                     dirpath=root / "resume",
                     filename="{step}",
                     save_last=True,

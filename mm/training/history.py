@@ -28,7 +28,7 @@ class HistoryTask(Task):
         Raises:
             ValueError: The model reads no volumes.
         """
-        if self.learning != self.trains:
+        if not set(self.trains) <= set(self.learning):
             raise ValueError("the history stage needs a model with `volume` and `findings`")
         self._true: list[Int[Tensor, " N"]] = []
         self._said: list[Int[Tensor, " N"]] = []

@@ -1,13 +1,14 @@
 """All stages at once, nothing frozen and nothing cached: for tiny models, and for machines with an accelerator."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from mm.data.datamodule import Numbered
-from mm.training.align import AlignTask, align_losses
+from mm.training.align import AlignTask
 from mm.training.findings import FindingsTask, finding_losses
+from mm.training.pairs import Duplicates, Loss, PairLosses, PairWeights
 from mm.training.routing import RoutedTask
 from mm.training.write import WriteTask
 
@@ -17,13 +18,32 @@ class JointTask(RoutedTask, FindingsTask):
 
     trains: ClassVar[tuple[str, ...]] = (*FindingsTask.trains, *AlignTask.trains, *WriteTask.trains)
 
+    def __init__(
+        self,
+        *,
+        loss: Loss = "info_nce",
+        duplicates: Duplicates = "soft",
+        weights: PairWeights | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Makes the stage.
+
+        Args:
+            loss: As of `AlignTask`.
+            duplicates: As of `AlignTask`.
+            weights: As of `AlignTask`.
+            **kwargs: Of `Task`.
+        """
+        super().__init__(**kwargs)
+        self.pairs = PairLosses(loss=loss, duplicates=duplicates, weights=weights)
+
     def losses(self, numbered: Numbered) -> dict[str, Float[Tensor, ""]]:
         """Findings, contrast and writing."""
         batch = numbered[1]
         outputs = self.model(batch)
         losses = finding_losses(self.model, batch, outputs.findings)
         if outputs.text is not None and batch.size > 1:
-            losses |= align_losses(self.model, outputs.encoded, batch)
+            losses |= self.pairs(self.model, outputs.encoded, self.pairs.partners(batch), outputs.text)
         if outputs.writing is not None:
             losses |= self.write_losses(outputs.writing, batch)
         return losses

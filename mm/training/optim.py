@@ -1,6 +1,8 @@
 """AdamW groups, and a learning rate that follows the share of the run that is done, in steps or in wall time."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -8,26 +10,32 @@ from lightning.pytorch.callbacks import Timer
 from torch import nn
 
 
-def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters in two groups: matrices and kernels decay; vectors and embeddings do not.
+def parameter_groups(
+    module: nn.Module, *, weight_decay: float, rates: Mapping[nn.Parameter, float] | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: matrices and kernels decay; vectors and embeddings do not.
 
     Args:
         module: Frozen parameters of it are left out.
-        weight_decay: Of the first group.
+        weight_decay: Of matrices and kernels.
+        rates: Factors on the learning rate; 1 for a parameter that isn't there. Each makes groups of its own, which
+            have it as `rate`.
 
     Raises:
         ValueError: Nothing in it is trainable.
     """
     embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
-            (kept if parameter.ndim < 2 or id(parameter) in embeddings else decayed).append(parameter)
-    groups = [(decayed, weight_decay), (kept, 0.0)]
-    if not decayed and not kept:
+            kept = parameter.ndim < 2 or id(parameter) in embeddings
+            groups.setdefault((-(rates or {}).get(parameter, 1.0), kept), []).append(parameter)
+    if not groups:
         raise ValueError("nothing to train: every parameter is frozen; name at least one part in `train`")
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+    return [
+        {"params": groups[rate, kept], "weight_decay": 0.0 if kept else weight_decay, "rate": -rate}
+        for rate, kept in sorted(groups)
+    ]
 
 
 def progress(trainer: Trainer) -> float:
@@ -61,7 +69,22 @@ def warmup_cosine(*, step: int, warmup_steps: int, done: float, floor: float = 0
     return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def adamw(module: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters (Loshchilov and Hutter 2019), betas .9 and .98."""
-    groups = parameter_groups(module, weight_decay=weight_decay)
+def adamw(
+    module: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    rates: Mapping[nn.Parameter, float] | None = None,
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters (Loshchilov and Hutter 2019), betas .9 and .98.
+
+    Args:
+        module: What is trained.
+        learning_rate: Where the factor is 1.
+        weight_decay: Of matrices and kernels.
+        rates: See `parameter_groups`.
+    """
+    groups = parameter_groups(module, weight_decay=weight_decay, rates=rates)
+    for group in groups:
+        group["lr"] = learning_rate * group.pop("rate")
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
-from lightning.pytorch import LightningModule
+from jaxtyping import Float, Int
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 
 from mm.data.datamodule import MultimodalData, Numbered
@@ -18,7 +18,11 @@ from mm.data.spec import describe, procedural
 from mm.model import MultimodalModel
 from mm.report.schema import Kind
 from mm.training import checkpoint
+from mm.training.ema import MovingAverage
+from mm.training.layer_rates import layer_rates
 from mm.training.optim import adamw, progress, warmup_cosine
+from mm.training.parts import learning, top_names
+from mm.training.resume import not_finite
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,9 @@ class Task(LightningModule, ABC):
         weight_decay: float = 0.05,
         warmup_steps: int = 100,
         freeze: tuple[str, ...] = (),
+        unfreeze: tuple[str, ...] = (),
+        layer_decay: float = 1.0,
+        ema: float = 0.0,
         name: str = "mm",
         description: str = "",
         kind: Kind | None = None,
@@ -58,15 +65,24 @@ class Task(LightningModule, ABC):
             weight_decay: Of matrices and kernels.
             warmup_steps: Optimizer steps until the full learning rate.
             freeze: Parts that this stage would train but shall not.
+            unfreeze: Modules, by dotted name, that this stage wouldn't train but shall: `image` or
+                `image.network.blocks.4`.
+            layer_decay: Learning rate of a tower's block by that of the next, see `mm.training.layer_rates`.
+            ema: Decay of a moving average of the weights that is validated and exported in their place; 0 for none.
             name: Of the model, for its card.
             description: Of the model, for its card; empty: that of `init_from`.
             kind: Of the model, for its card. None: that of `init_from` while every stage saw nothing but procedural
                 patients, else "trained".
 
         Raises:
-            ValueError: Neither `model` nor `init_from`, or they don't fit together, or an unknown part.
+            ValueError: Neither `model` nor `init_from`, or they don't fit together, or an unknown part, or a number
+                out of range.
         """
         super().__init__()
+        if not 0 < layer_decay <= 1:
+            raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay}")
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema must be at least 0 and below 1, got {ema}")
         self.init_from = init_from
         self.model_config: dict[str, Any] = {}
         self.earlier: checkpoint.Card | None = None
@@ -82,20 +98,17 @@ class Task(LightningModule, ABC):
             self.model = model
             if init_from is not None:
                 fresh = checkpoint.initialise(model, init_from)
-                log.info("from %s; %d weights start fresh: %s", init_from, len(fresh), ", ".join(_parts(fresh)) or "-")
+                log.info(
+                    "from %s; %d weights start fresh: %s", init_from, len(fresh), ", ".join(top_names(fresh)) or "-"
+                )
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.layer_decay, self.ema = layer_decay, ema
         self.card_name, self.card_description, self.card_kind = name, description, kind
         self._seconds = 0.0
         self._started: float | None = None
-        self._freeze(freeze)
-
-    def _freeze(self, names: tuple[str, ...]) -> None:
-        parts = {name for name, _ in self.model.named_children()}
-        unknown = [name for name in names if name not in parts]
-        if unknown:
-            raise ValueError(f"freeze names parts of the model ({', '.join(sorted(parts))}); got {', '.join(unknown)}")
-        made = {name for name, _ in self.model.named_modules()}
-        self.learning = tuple(sorted((set(self.trains) & made) - set(names)))
+        self._seed = torch.initial_seed()
+        self._studies: Int[Tensor, " B"] = torch.zeros(0, dtype=torch.long)
+        self.learning = learning(self.model, self.trains, freeze=freeze, unfreeze=unfreeze)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(any(f"{name}.".startswith(f"{part}.") for part in self.learning))
         self.train()  # an opened checkpoint is in evaluation mode, and Lightning leaves modes as they are
@@ -106,14 +119,39 @@ class Task(LightningModule, ABC):
     def losses(self, numbered: Numbered) -> dict[str, Float[Tensor, ""]]:
         """Weighted losses by name; their sum is trained."""
 
+    def on_train_batch_start(self, batch: Numbered, batch_idx: int) -> None:  # noqa: ARG002
+        """Seeds what a step draws by its place in the run, so that a resumed run draws the same."""
+        torch.manual_seed(hash((self._seed, self.global_rank, self.current_epoch, batch_idx)) % 2**63)
+
     def training_step(self, numbered: Numbered, batch_idx: int) -> Float[Tensor, ""]:  # noqa: ARG002
-        """Sum of the losses, each of them logged."""
+        """Sum of the losses, each of them logged.
+
+        Raises:
+            ValueError: It is no number.
+        """
         losses = self.losses(numbered)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        self._studies = numbered[0]
+        if not bool(total.isfinite()):
+            wrong = [name for name, loss in losses.items() if not bool(loss.isfinite())]
+            raise ValueError(not_finite(self, f"the loss ({', '.join(wrong) or 'their sum'})", numbered[0]))
+        if not total.requires_grad:  # nothing in this batch to learn from
+            total = total + 0.0 * sum(item.sum() for item in self.parameters() if item.requires_grad)
         size = numbered[1].size
         self.log("loss", total.detach(), prog_bar=True, batch_size=size)
         self.log_dict({f"loss_{name}": loss.detach().float() for name, loss in losses.items()}, batch_size=size)
         return total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        """Stops before a gradient that is no number reaches the weights, and with them the next .ckpt.
+
+        Raises:
+            ValueError: It is no number. In float16 such steps are left out by the loss scale instead.
+        """
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            found = [item.grad for item in self.parameters() if item.grad is not None]
+            if not bool(torch.nn.utils.get_total_norm(found).isfinite()):
+                raise ValueError(not_finite(self, "the gradient", self._studies))
 
     @property
     def judged(self) -> Literal["val", "test"]:
@@ -167,7 +205,9 @@ class Task(LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:  # Lightning's own union is private
         """AdamW with a warm-up and a cosine over steps, epochs or wall time."""
-        optimizer = adamw(self, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
+        factors = layer_rates(self.model, self.layer_decay) if self.layer_decay < 1 else {}
+        rates = {item: factors[name] for name, item in self.model.named_parameters() if name in factors}
+        optimizer = adamw(self, learning_rate=self.learning_rate, weight_decay=self.weight_decay, rates=rates)
 
         def factor(step: int) -> float:
             done = 0.0 if self._trainer is None else progress(self.trainer)
@@ -175,6 +215,10 @@ class Task(LightningModule, ABC):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The moving average of the weights, where there is one."""
+        return [MovingAverage(self.ema)] if self.ema else []
 
     # -------------------------------------------------------------------------------- states and export
 
@@ -234,7 +278,3 @@ class Task(LightningModule, ABC):
         if self.card_kind is not None or self.earlier is None:
             return self.card_kind or "trained"
         return self.earlier.kind if all(procedural(stage.get("data")) for stage in stages) else "trained"
-
-
-def _parts(names: tuple[str, ...]) -> list[str]:
-    return sorted({".".join(name.split(".")[:2]) for name in names})

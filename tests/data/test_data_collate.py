@@ -53,7 +53,9 @@ def test_inputs_are_padded_and_what_is_missing_is_marked(tokenizer: Tokenizer) -
     assert batch.record.known.sum() == 1
     assert batch.record.values[0, ontology.MEASUREMENT_INDEX["crp"]] == 80.0
     assert batch.targets is None  # one study has no truth
-    assert batch.text is None  # one study has no report
+    assert batch.text is not None
+    assert batch.text.lengths[0] > 0
+    assert batch.text.lengths[1] == 0  # one study has no report
 
 
 def test_what_no_study_has_is_none(tokenizer: Tokenizer) -> None:

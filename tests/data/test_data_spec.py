@@ -152,11 +152,17 @@ def test_only_training_pictures_are_mirrored_and_none_from_a_cache(table: Path) 
         data.loader("train")
 
 
-def test_order_differs_by_epoch_and_after_a_resume() -> None:
-    first, again, resumed = (Shuffled(50, seed=1, resumed=n) for n in (0, 0, 7))
+def test_order_differs_by_epoch_and_goes_on_where_it_stopped() -> None:
+    first, again, resumed = (Shuffled(50, seed=1) for _ in range(3))
     assert list(first) == list(again)
-    assert sorted(first) == list(range(50))
-    assert list(first) != list(resumed)
+    assert sorted(item.study for item in first) == list(range(50))
     before = list(first)
     first.set_epoch(1)
-    assert list(first) != before
+    assert [item.study for item in first] != [item.study for item in before]
+    assert {item.seed for item in first}.isdisjoint(item.seed for item in before)
+    resumed.go_on(1, 3, batch_size=4)
+    assert list(resumed) == list(first)[12:]
+    assert len(resumed) == 50
+    resumed.set_epoch(2)
+    first.set_epoch(2)
+    assert list(resumed) == list(first)

@@ -28,6 +28,30 @@ def test_equals_open_clip_with_gradients() -> None:
         assert torch.allclose(mine, other, atol=1e-6)
 
 
+def test_logits_far_apart_lose_no_digit() -> None:
+    """At a scale of 100 a row may lie 200 below the largest logit, where one shift for all would leave it nothing."""
+    first, second = (item.detach() for item in pairs())
+    second = F.normalize(second[:1] + 0.05 * second, dim=-1).requires_grad_()
+    first = torch.cat([-second[:1].detach(), second[1:2].detach(), first[2:]]).requires_grad_()
+    scale = torch.tensor(100.0, requires_grad=True)
+    assert (scale * first @ second.T).max(1).values.min() < -90
+    ours, theirs = info_nce(first, second, scale=scale), ClipLoss()(first.double(), second.double(), scale.double())
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    for mine, other in zip(
+        torch.autograd.grad(ours, [first, second, scale]),
+        torch.autograd.grad(theirs, [first, second, scale]),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)  # of slopes that are times 100
+
+
+def test_half_precision_around_it_changes_nothing() -> None:
+    first, second = pairs()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = info_nce(first, second, scale=50.0)
+    assert torch.equal(inside, info_nce(first, second, scale=50.0))
+
+
 def test_invalid_pairs_are_as_if_they_were_not_there() -> None:
     first, second = pairs()
     valid = torch.tensor([True, False, True, True, False, True, True])
