@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mm.batch import SPECIAL_IDS, Language, SpecialIds
+from mm.data.text_vocabulary import TextVocabulary, read_content
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,14 +29,30 @@ PLACEHOLDERS: Final[dict[str, int]] = {
     "<findings>": SPECIAL_IDS.findings,
 }
 MIN_VOCAB_SIZE: Final = len(SPECIALS) + 256
+_TEXTS: Final = "texts"
+"""Where a file of ours keeps the vocabulary of a pretrained text tower; the BPE library knows no such key."""
 _PLACEHOLDER: Final = re.compile("(" + "|".join(PLACEHOLDERS) + ")")
 
 
 class Tokenizer:
-    """Text to ids and back. Lossless for every string: bytes that no merge covers are tokens themselves."""
+    """Text to ids and back. Lossless for every string: bytes that no merge covers are tokens themselves.
 
-    def __init__(self, backend: "tokenizers.Tokenizer") -> None:
-        self._backend = backend
+    Args:
+        backend: The BPE model.
+        texts: What a pretrained text tower splits whole texts with; None where it reads this vocabulary.
+    """
+
+    def __init__(self, backend: "tokenizers.Tokenizer", texts: TextVocabulary | None = None) -> None:
+        self._backend, self.texts = backend, texts
+
+    def with_texts(self, texts: TextVocabulary) -> "Tokenizer":
+        """The same with a vocabulary for whole texts."""
+        return Tokenizer(self._backend, texts)
+
+    @property
+    def texts_size(self) -> int:
+        """Number of ids that whole texts are made of."""
+        return self.vocab_size if self.texts is None else self.texts.size
 
     @property
     def vocab_size(self) -> int:
@@ -45,6 +62,12 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a user's text; never a special, not even where the text spells one."""
         return [index + len(SPECIALS) for index in self._backend.encode(text, add_special_tokens=False).ids]
+
+    def encode_whole(self, text: str, longest: int) -> list[int]:
+        """Ids of a whole report or caption for the text tower, at most `longest`, an end included."""
+        if self.texts is not None:
+            return self.texts.encode(text, longest)
+        return [*self.encode(text)[: longest - 1], SPECIAL_IDS.end]
 
     def encode_template(self, text: str) -> list[int]:
         """Ids of one of our own sentences: `<size>`, `<side>`, `<days>` and `<findings>` become their special ids."""
@@ -82,7 +105,10 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes one JSON file; the same vocabulary gives the same bytes."""
-        Path(path).write_text(self._backend.to_str(pretty=False), encoding="utf-8")
+        text = self._backend.to_str(pretty=False)
+        if self.texts is not None:
+            text = json.dumps({**json.loads(text), _TEXTS: self.texts.content()}, ensure_ascii=False)
+        Path(path).write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -98,10 +124,17 @@ class Tokenizer:
             content = json.loads(text)
         except (ValueError, RecursionError):
             content = None
-        wrong = _flaw(content)
+        texts = None
+        try:
+            if isinstance(content, dict) and _TEXTS in content:
+                texts = read_content(content.pop(_TEXTS))
+                text = json.dumps(content, ensure_ascii=False)
+            wrong = _flaw(content)
+        except ValueError as error:
+            wrong = str(error)
         if wrong is None:
             try:
-                return cls(tokenizers.Tokenizer.from_str(text))
+                return cls(tokenizers.Tokenizer.from_str(text), texts)
             except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
                 wrong = str(error)
         raise ValueError(

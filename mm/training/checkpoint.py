@@ -30,7 +30,7 @@ from mm import ontology
 from mm.data.tokenizer import Tokenizer
 from mm.files import file_digest, replace_folder
 from mm.training.card import NOTICE, Card, Identity, Preprocessing, to_card, to_preprocessing
-from mm.training.rebuild import build, check_vocabulary
+from mm.training.rebuild import build, check_vocabulary, sealed
 
 if TYPE_CHECKING:
     from mm.model import MultimodalModel
@@ -85,7 +85,7 @@ def save(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     save_file({name: _stored(tensor) for name, tensor in model.state_dict().items()}, scratch / "model.safetensors")
-    _write_json(scratch / "config.json", dict(config))
+    _write_json(scratch / "config.json", sealed(config, model))
     tokenizer.save(scratch / "tokenizer.json")
     _write_json(scratch / "preprocessing.json", asdict(preprocessing or Preprocessing()))
     _write_json(scratch / "card.json", asdict(card))
@@ -117,7 +117,7 @@ def load(path: str | Path = "default") -> Loaded:
     try:
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         model = build(config, weights=shapes)
-        check_vocabulary(model, tokenizer.vocab_size)
+        check_vocabulary(model, tokenizer.vocab_size, texts=tokenizer.texts_size)
     except ValueError as error:
         raise _wrong(folder, str(error)) from error
     weights(model, folder)

@@ -1,6 +1,7 @@
 """The model of a `config.json`, made again: from a file that may be anybody's, so nothing in it is believed."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +33,8 @@ def build(config: Mapping[str, Any], *, weights: Shapes | None = None) -> "Multi
     """Makes the model of a `config.json`, with fresh weights; nothing is downloaded.
 
     Args:
-        config: `class_path` and `init_args`. `pretrained` counts as off: the weights are in the folder.
+        config: `class_path` and `init_args`. `pretrained` and the path `weights` count as off: the weights are in
+            the folder.
         weights: Shapes of the weights that it is going to be filled with. The model is first made without memory
             (on torch's meta device) and compared with them, so that no configuration can ask for more than is
             there. None: it isn't compared.
@@ -59,21 +61,51 @@ def build(config: Mapping[str, Any], *, weights: Shapes | None = None) -> "Multi
     return model
 
 
-def check_vocabulary(model: "MultimodalModel", size: int) -> None:
+def sealed(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The configuration of a model without the files that its towers were made from.
+
+    What a tower read from a folder (sizes, the mean of pixels) is written out, so that the model is made again from
+    the checkpoint alone; and the folder's path, which is nobody else's concern, is left out.
+
+    Args:
+        config: `class_path` and `init_args` of the model.
+        model: Made from it.
+    """
+    made = json.loads(json.dumps(dict(config)))
+    for name, part in model.named_children():
+        tower = made.get("init_args", {}).get(name)
+        read = getattr(part, "sealed", None)
+        if isinstance(tower, dict) and callable(read):
+            given = tower.get("init_args", {})
+            tower["init_args"] = given | {key: value for key, value in read().items() if value is not None}
+            for key in ("weights", "pretrained"):
+                tower["init_args"].pop(key, None)
+    return made  # type: ignore[no-any-return]
+
+
+def check_vocabulary(model: "MultimodalModel", size: int, *, texts: int | None = None) -> None:
     """Every part that reads or writes tokens must have room for the tokenizer's ids.
+
+    Args:
+        model: Its record and text encoders and its decoder are looked at.
+        size: Number of ids of the tokenizer.
+        texts: Number of ids that whole texts are made of; None for `size`.
 
     Raises:
         ValueError: One hasn't.
     """
     from mm.decoder.decoder import MoEDecoder
+    from mm.encoders.base import TextTower
     from mm.encoders.record import RecordEncoder
-    from mm.encoders.text import TextEncoder
 
-    parts = {"record": model.record, "text": model.text, "decoder": model.decoder}
+    words = size if texts is None else texts
+    if isinstance(model.text, TextTower) and model.text.vocab_size < words:
+        raise ValueError(f"texts have {words} ids, text has room for {model.text.vocab_size}: give both one vocabulary")
+    parts = {"record": model.record, "decoder": model.decoder}
     rooms = {
         name: part.word.num_embeddings if isinstance(part, RecordEncoder) else part.vocab_size
         for name, part in parts.items()
-        if isinstance(part, RecordEncoder | TextEncoder | MoEDecoder)
+        if isinstance(part, RecordEncoder | MoEDecoder)
     }
     small = [f"{name} has room for {room}" for name, room in rooms.items() if room < size]
     if small:
@@ -91,11 +123,11 @@ def _make(parser: ArgumentParser, parsed: Namespace) -> nn.Module:
 
 
 def _tame(value: Any, *, largest: int | None, key: str = "") -> None:
-    """Turns every `pretrained` off and refuses names that lead to the network or a disk, and absurd numbers."""
+    """Turns every `pretrained` and `weights` off; refuses names that lead to the network, and absurd numbers."""
     if isinstance(value, Namespace | dict):
         members = vars(value) if isinstance(value, Namespace) else value
         for name, item in members.items():
-            if name == "pretrained":
+            if name in ("pretrained", "weights"):
                 value[name] = False if isinstance(item, bool) else None
             else:
                 _tame(item, largest=largest, key=str(name))
