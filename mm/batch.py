@@ -153,9 +153,12 @@ class Volumes(Movable):
 
 @dataclass(frozen=True)
 class Images(Movable):
-    """Radiographs on the model's image grid, 0 (black) to 1 (white: dense tissue), patient's left on the right."""
+    """Radiographs on the model's image grid, 0 (black) to 1 (white: dense tissue), patient's left on the right.
 
-    values: Float[Tensor, "B 1 Y X"]
+    Of pictures in colour C is 3: red, green, blue.
+    """
+
+    values: Float[Tensor, "B C Y X"]
     present: Bool[Tensor, " B"]
 
 
@@ -349,7 +352,7 @@ class Sample:
     study: str
     volumes: tuple[Float[np.ndarray, "Z Y X"], ...] = ()
     days: tuple[float, ...] = ()
-    image: Float[np.ndarray, "rows columns"] | None = None
+    image: Float[np.ndarray, "rows columns"] | Float[np.ndarray, "3 rows columns"] | None = None
     audio: tuple[Float[np.ndarray, " _"] | None, ...] = ()
     record: Record | None = None
     language: Language = "en"

@@ -105,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add_argument("-o", "--out", type=Path, required=True)
     tokenizer.add_argument("--vocab-size", type=_positive, default=2048)
 
+    tower = verb("import-tower", _import_tower, "write an image network's weights with timm's names, for TimmEncoder")
+    tower.add_argument("source", metavar="FILE", type=Path, help="a state dict of the same network, or .onnx (DINOv2)")
+    tower.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.safetensors")
+    tower.add_argument("--name", required=True, help="of the timm model, such as tf_efficientnet_lite0")
+
     data = verb("data", _data, "check a data set before training on it: mm data check SPEC")
     data.add_argument("what", choices=("check",))
     data.add_argument("spec", metavar="SPEC", help="a YAML file, or the name of a shipped data spec")
@@ -220,6 +225,14 @@ def _tokenizer(options: argparse.Namespace) -> int:
     from mm.data.tokenizer import train_tokenizer
 
     train_tokenizer(texts(load_spec(options.spec), studies=1500), vocab_size=options.vocab_size).save(options.out)
+    return 0
+
+
+def _import_tower(options: argparse.Namespace) -> int:
+    from mm.encoders.convert import convert_tower
+
+    number = convert_tower(options.source, options.name, options.out)
+    print(f"{number} tensors written to {options.out}")
     return 0
 
 

@@ -7,7 +7,7 @@ a finding; `generate` writes a sentence a finding.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -36,10 +36,9 @@ from mm.batch import (
 from mm.decoder.generate import GREEDY, Generated, Sampling
 from mm.decoder.output import DecoderOutput
 from mm.decoder.sentences import SentenceDecoder
+from mm.encoders.base import ImageEncoder, TextTower
 from mm.encoders.record import RecordEncoder
 from mm.encoders.resnet3d import ResNet3DEncoder
-from mm.encoders.text import TextEncoder
-from mm.encoders.vit import ViTEncoder
 from mm.encoders.wav2vec import Wav2VecEncoder
 from mm.finding_maps import NUM_FINDINGS, Maps
 from mm.findings import Evidence, FindingHead, FindingOutputs
@@ -123,14 +122,16 @@ class MultimodalModel(nn.Module):
     Args:
         fusion: Attention across modalities; owns the shared width.
         volume: Encoder of CT volumes.
-        image: Encoder of X-rays.
+        image: Encoder of X-rays, or of any other images.
         audio: Encoder of lung sounds.
         record: Encoder of clinical records.
         text: Encoder of reports, for retrieval.
         findings: Finds and places; its widths are those of the encoders.
         decoder: Writes; its memory has the width of `fusion`.
-        embedding_width: Of the vectors that are compared.
+        embedding_width: Of the vectors that are compared; without effect on a model that is `compared` as it is.
         temperature: Of contrastive learning, to start from.
+        compared: "projected": by learned projections. "as_is": image and text by what their towers say, which is for
+            towers that were trained on each other (an open_clip model's) and makes retrieval open_clip's own.
     """
 
     def __init__(
@@ -138,17 +139,18 @@ class MultimodalModel(nn.Module):
         *,
         fusion: CrossModalAlignment,
         volume: ResNet3DEncoder | None = None,
-        image: ViTEncoder | None = None,
+        image: ImageEncoder | None = None,
         audio: Wav2VecEncoder | None = None,
         record: RecordEncoder | None = None,
-        text: TextEncoder | None = None,
+        text: TextTower | None = None,
         findings: FindingHead | None = None,
         decoder: SentenceDecoder | None = None,
         embedding_width: int = 128,
         temperature: float = 0.07,
+        compared: Literal["projected", "as_is"] = "projected",
     ) -> None:
         super().__init__()
-        self.fusion = fusion
+        self.fusion, self.compared = fusion, compared
         self.volume, self.image, self.audio, self.record, self.text = volume, image, audio, record, text
         self.findings, self.decoder = findings, decoder
         self._check_widths()
@@ -165,6 +167,10 @@ class MultimodalModel(nn.Module):
         self.audio_projection = None if audio is None else Projection(width, said=said, **sizes)
         self.record_projection = None if record is None else Projection(width, said=said, **sizes)
         self.text_projection = None if text is None else nn.Linear(text.width, embedding_width)
+        if compared == "as_is":
+            if image is None or text is None or image.width != text.width:
+                raise ValueError('compared="as_is" needs an image and a text encoder that share a width')
+            self.image_projection = self.text_projection = None
         self.finding_tokens = None if findings is None else nn.Linear(findings.width, width)
         self.logit_scale = LogitScale(temperature=temperature)
 
@@ -234,10 +240,15 @@ class MultimodalModel(nn.Module):
         history = head.follow(maps, count=volumes.count, days=volumes.days)
         return replace(encoded, evidence=evidence, history=history, volume=maps)
 
-    def _encode_images(self, encoder: ViTEncoder, images: Images, encoded: Encoded) -> Encoded:
+    def _encode_images(self, encoder: ImageEncoder, images: Images, encoded: Encoded) -> Encoded:
+        if images.values.shape[1] not in encoder.channels:
+            raise ValueError(
+                f"the image encoder takes images of {' or '.join(map(str, encoder.channels))} channels, the data has"
+                f" {images.values.shape[1]}: set `colour` of the data spec's image accordingly"
+            )
         study = images.present.nonzero()[:, 0]
-        pyramid = encoder.pyramid(images.values[study])
-        tokens = _to_studies(encoder.tokens(pyramid[-1]), study, encoded.size)
+        pyramid, seen = encoder.look(images.values[study])
+        tokens = _to_studies(seen, study, encoded.size)
         encoded = replace(encoded, tokens=replace(encoded.tokens, image=tokens))
         head = self.findings
         if head is None or head.image_maps is None:
@@ -260,7 +271,12 @@ class MultimodalModel(nn.Module):
             ).items()
         )
         evidence, embeddings = dict(encoded.evidence.items()), {}
+        own = dict(encoded.tokens.items())
         for source, tokens in self.adapt(encoded).items():
+            if source not in projections:  # compared as it is: the first token is the tower's own embedding
+                unit = F.normalize(own[source].values[:, 0].float(), dim=-1)
+                embeddings[source] = unit * own[source].mask[:, :1]
+                continue
             projection, said = projections[source], None
             if projection.keep is not None:
                 said = self._said(evidence.get(source), encoded.history if source == "volume" else None, tokens)
@@ -283,9 +299,12 @@ class MultimodalModel(nn.Module):
         Raises:
             ValueError: The model has no text encoder.
         """
-        if self.text is None or self.text_projection is None:
+        if self.text is None:
             raise ValueError("this model has no text encoder; give it `text`")
-        return F.normalize(self.text_projection(self.text(text)).float(), dim=-1)
+        vectors = self.text(text)
+        if self.text_projection is not None:
+            vectors = self.text_projection(vectors)
+        return F.normalize(vectors.float(), dim=-1)
 
     # ---------------------------------------------------------------------------------- find and fuse
 

@@ -60,7 +60,7 @@ def collate(
         image=_images(samples),
         audio=_audio(samples),
         record=_records(samples, tokenizer, max_words),
-        text=_texts(samples, tokenizer, max_text),
+        text=_texts(samples, tokenizer, rows, max_text),
         writing=None if tokenizer is None else _writing(samples, tokenizer, rows),
         targets=_targets([sample.truth for sample in samples]),
     )
@@ -95,10 +95,11 @@ def _images(samples: Sequence[Sample]) -> Images | None:
     arrays = [sample.image for sample in samples if sample.image is not None]
     if not arrays:
         return None
-    values = torch.zeros(len(samples), 1, *_same_shape(arrays, "images"))
+    shape = _same_shape(arrays, "images")
+    values = torch.zeros(len(samples), *(shape if len(shape) == 3 else (1, *shape)))
     for b, sample in enumerate(samples):
         if sample.image is not None:
-            values[b, 0] = torch.from_numpy(np.ascontiguousarray(sample.image, dtype=np.float32))
+            values[b] = torch.from_numpy(np.ascontiguousarray(sample.image, dtype=np.float32))
     return Images(values, torch.tensor([sample.image is not None for sample in samples]))
 
 
@@ -141,12 +142,21 @@ def _records(samples: Sequence[Sample], tokenizer: Tokenizer | None, max_words: 
 # -------------------------------------------------------------------------------------------------- text
 
 
-def _texts(samples: Sequence[Sample], tokenizer: Tokenizer | None, max_text: int) -> Padded | None:
-    if tokenizer is None or not any(sample.text for sample in samples):
+def _texts(
+    samples: Sequence[Sample], tokenizer: Tokenizer | None, rows: tuple[Rows, ...], max_text: int
+) -> Padded | None:
+    if tokenizer is None:
         return None
-    return Padded.of(
-        [[*tokenizer.encode(sample.text)[: max_text - 1], SPECIAL_IDS.end] if sample.text else [] for sample in samples]
-    )
+    # A text tower with words of its own reads a question and its answer in them; the decoder's ids mean nothing to it.
+    asked = tokenizer.texts is not None and "questions" in rows
+    whole = [sample.text or (_first_answer(sample) if asked else "") for sample in samples]
+    if not any(whole):
+        return None
+    return Padded.of([tokenizer.encode_whole(text, max_text) if text else [] for text in whole])
+
+
+def _first_answer(sample: Sample) -> str:
+    return next((f"{item.question} {item.answer}" for item in sample.questions), "")
 
 
 def _writing(samples: Sequence[Sample], tokenizer: Tokenizer, rows: tuple[Rows, ...]) -> Writing | None:

@@ -13,6 +13,20 @@ class Column:
 
 
 @dataclass(frozen=True)
+class ImageColumn:
+    """Where an image comes from.
+
+    Attributes:
+        column: Path of a PNG or JPEG.
+        colour: Read red, green and blue, for photographs. Else it is read in grey and its contrast is stretched to
+            what its pixels span, as radiographs are.
+    """
+
+    column: str
+    colour: bool = False
+
+
+@dataclass(frozen=True)
 class TextColumn:
     """Where a text comes from.
 

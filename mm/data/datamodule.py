@@ -17,6 +17,7 @@ from mm.data.augment import Mirrored
 from mm.data.collate import Rows, collate
 from mm.data.readers import INPUTS, open_split, open_words, texts
 from mm.data.spec import Spec, Split, load_spec
+from mm.data.text_vocabulary import TextVocabulary
 from mm.data.tokenizer import Tokenizer, train_tokenizer
 
 ENCODED_AT_ONCE = 12
@@ -96,12 +97,18 @@ class MultimodalData(LightningDataModule):
         self.mirror = mirror
         self.texts_only = False
         self._tokenizer: Tokenizer | None = None
+        self._texts: TextVocabulary | None = None
+
+    def read_texts_with(self, vocabulary: TextVocabulary) -> None:
+        """Splits whole texts with the vocabulary of a pretrained text tower; it goes into the checkpoint."""
+        self._texts, self._tokenizer = vocabulary, None
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The vocabulary; trained on the texts of the training split if none was given."""
         if self._tokenizer is None:
-            self._tokenizer = self._make_tokenizer()
+            made = self._make_tokenizer()
+            self._tokenizer = made if self._texts is None else made.with_texts(self._texts)
         return self._tokenizer
 
     def _make_tokenizer(self) -> Tokenizer:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from mm.batch import Modality, Question, Sample
 from mm.data.index import Row, cell, inside, is_flagged, rows_by_split, targets, value
 from mm.data.spec import PhantomSpec, Spec, Split, TableSpec
-from mm.dicom.resample import IMAGE_GRID, fit_image
+from mm.dicom.resample import IMAGE_GRID, fit_colours, fit_image
 from mm.dicom.volume import Image
 from mm.ontology import SOUND_RATE, SOUND_SITES
 
@@ -131,7 +131,8 @@ class TableDataset(Dataset[Sample]):
         image = None
         audio: tuple[Float[np.ndarray, " _"] | None, ...] = ()
         if "image" in self.inputs and (name := image_name(row, spec)) is not None:
-            image = read_picture(inside(spec.root, name))
+            assert spec.image is not None
+            image = read_picture(inside(spec.root, name), colour=spec.image.colour)
         if "audio" in self.inputs and spec.audio is not None:
             sound = read_sound(inside(spec.root, value(row, spec.audio.column)), rate=spec.audio.rate)
             audio = tuple(sound if site == spec.audio.site else None for site in SOUND_SITES)
@@ -155,24 +156,33 @@ def image_name(row: Row, spec: TableSpec) -> str | None:
     return "" if content is None else str(content)
 
 
-def read_picture(path: Path) -> Float[np.ndarray, "Y X"]:
-    """A PNG or JPEG in grey on the model's image grid.
+def read_picture(path: Path, *, colour: bool = False) -> Float[np.ndarray, "Y X"] | Float[np.ndarray, "3 Y X"]:
+    """A PNG or JPEG on the model's image grid, 0 to 1.
+
+    Args:
+        path: Of the file.
+        colour: Red, green and blue as they are stored; else grey, its contrast stretched as a radiograph's is.
 
     Raises:
         ValueError: The file is missing or no picture.
     """
+    if colour:
+        return fit_colours(decode_picture(path, colour=True), IMAGE_GRID)
     return fit_image(Image(decode_picture(path), None, ""), IMAGE_GRID)
 
 
-def decode_picture(path: Path) -> Float[np.ndarray, "rows columns"]:
-    """A PNG or JPEG in grey as it is stored.
+def decode_picture(
+    path: Path, *, colour: bool = False
+) -> Float[np.ndarray, "rows columns"] | Float[np.ndarray, "3 rows columns"]:
+    """A PNG or JPEG as it is stored, in grey or in red, green and blue.
 
     Raises:
         ValueError: The file is missing or no picture.
     """
     try:
         with PIL.Image.open(path) as picture:
-            return np.asarray(picture.convert("L"), dtype=np.float32)
+            pixels = np.asarray(picture.convert("RGB" if colour else "L"), dtype=np.float32)
+            return np.moveaxis(pixels, -1, 0) if colour else pixels
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"image {path.name!r} can't be read: {type(error).__name__}") from error
 

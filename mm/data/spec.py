@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 import mm
 from mm.batch import Language
-from mm.data.columns import AudioColumn, Carve, Column, IndexFiles, SplitColumn, TextColumn
+from mm.data.columns import AudioColumn, Carve, Column, ImageColumn, IndexFiles, SplitColumn, TextColumn
 from mm.errors import one_line, read_yaml
 from mm.ontology import SOUND_SITES
 from mm.trust import restrict_imports
@@ -60,7 +60,7 @@ class TableSpec:
         pattern: Of kind `files`: a regular expression for the whole path, whose named groups are the columns
             beside `path`.
         split: Column with the split; None where each split has its index or is carved.
-        image: Column with the path of an image; of a list the first.
+        image: Column with the path of an image; of a list the first. `colour: true` for photographs.
         audio: Column with the path of a sound.
         prompt: Column with the question.
         target: Column with the answer, or the caption or captions where there is no question.
@@ -81,7 +81,7 @@ class TableSpec:
     format: Format = "jsonl"
     pattern: str | None = None
     split: SplitColumn | None = None
-    image: Column | None = None
+    image: ImageColumn | None = None
     audio: AudioColumn | None = None
     prompt: Column | None = None
     closed: Column | None = None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from mm.batch import SPECIAL_IDS, Language, SpecialIds
 from mm.data.foreign_tokenizer import FORMAT, LARGEST_FILE, ForeignVocabulary, read_sealed, read_vocabulary
+from mm.data.text_vocabulary import TextVocabulary, read_content
 
 if TYPE_CHECKING:
     import tokenizers
@@ -38,6 +39,8 @@ _PRINTED: Final = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _BYTES: Final = {chr(byte): byte for byte in _PRINTED} | {
     chr(0x100 + place): byte for place, byte in enumerate(sorted({*range(0x100)} - {*_PRINTED}))
 }
+_TEXTS: Final = "texts"
+"""Where a file of ours keeps the vocabulary of a pretrained text tower; the BPE library knows no such key."""
 _PLACEHOLDER: Final = re.compile("(" + "|".join(PLACEHOLDERS) + ")")
 
 
@@ -45,16 +48,35 @@ class Tokenizer:
     """Text to ids and back.
 
     Lossless for every string where the vocabulary is ours: bytes that no merge covers are tokens themselves.
+
+    Args:
+        backend: The BPE model.
+        texts: What a pretrained text tower splits whole texts with; None where it reads this vocabulary.
+        foreign: What is known of an open model's vocabulary; None for one of ours.
     """
 
-    def __init__(self, backend: "tokenizers.Tokenizer", *, foreign: ForeignVocabulary | None = None) -> None:
-        self._backend = backend
-        self._foreign = foreign
+    def __init__(
+        self,
+        backend: "tokenizers.Tokenizer",
+        texts: TextVocabulary | None = None,
+        *,
+        foreign: ForeignVocabulary | None = None,
+    ) -> None:
+        self._backend, self.texts, self._foreign = backend, texts, foreign
 
     def __reduce__(self) -> tuple[object, ...]:
         if self._foreign is None:
-            return Tokenizer, (self._backend,)
-        return import_tokenizer, (self._foreign.source,)  # the library can't write ids with holes without complaint
+            return Tokenizer, (self._backend, self.texts)
+        return import_tokenizer, (self._foreign.source, self.texts)  # the library complains of ids with holes
+
+    def with_texts(self, texts: TextVocabulary) -> "Tokenizer":
+        """The same with a vocabulary for whole texts."""
+        return Tokenizer(self._backend, texts, foreign=self._foreign)
+
+    @property
+    def texts_size(self) -> int:
+        """Number of ids that whole texts are made of."""
+        return self.vocab_size if self.texts is None else self.texts.size
 
     @property
     def vocab_size(self) -> int:
@@ -70,6 +92,12 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of a user's text; never a special, not even where the text spells one."""
         return [index + len(SPECIALS) for index in self._backend.encode(text, add_special_tokens=False).ids]
+
+    def encode_whole(self, text: str, longest: int) -> list[int]:
+        """Ids of a whole report or caption for the text tower, at most `longest`, an end included."""
+        if self.texts is not None:
+            return self.texts.encode(text, longest)
+        return [*self.encode(text)[: longest - 1], SPECIAL_IDS.end]
 
     def encode_template(self, text: str) -> list[int]:
         """Ids of one of our own sentences: `<size>`, `<side>`, `<days>` and `<findings>` become their special ids."""
@@ -121,6 +149,8 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes one JSON file; the same vocabulary gives the same bytes."""
         text = self.open_json() if self._foreign is None else self._foreign.sealed()
+        if self.texts is not None:
+            text = json.dumps({**json.loads(text), _TEXTS: self.texts.content()}, ensure_ascii=False)
         Path(path).write_bytes(text.encode("utf-8"))
 
     def open_json(self) -> str:
@@ -144,13 +174,20 @@ class Tokenizer:
             content = json.loads(text)
         except (ValueError, RecursionError):
             content = None
+        texts = None
+        try:
+            if isinstance(content, dict) and _TEXTS in content:
+                texts = read_content(content.pop(_TEXTS))
+                text = json.dumps(content, ensure_ascii=False)
+        except ValueError as error:
+            raise ValueError(f"tokenizer: {path.name}: {error}") from error
         if isinstance(content, dict) and content.get("format") == FORMAT:
             foreign = read_sealed(content, path.name)
-            return cls(foreign.backend, foreign=foreign)
+            return cls(foreign.backend, texts, foreign=foreign)
         wrong = _flaw(content)
         if wrong is None:
             try:
-                return cls(tokenizers.Tokenizer.from_str(text))
+                return cls(tokenizers.Tokenizer.from_str(text), texts)
             except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
                 wrong = str(error)
         raise ValueError(
@@ -158,14 +195,18 @@ class Tokenizer:
         )
 
 
-def import_tokenizer(source: str) -> Tokenizer:
+def import_tokenizer(source: str, texts: TextVocabulary | None = None) -> Tokenizer:
     """The vocabulary of an open model, from the text of its tokenizer.json.
+
+    Args:
+        source: That text.
+        texts: As of `Tokenizer`.
 
     Raises:
         ValueError: It has a part that isn't known to be harmless; see `read_vocabulary`.
     """
     foreign = read_vocabulary(source)
-    return Tokenizer(foreign.backend, foreign=foreign)
+    return Tokenizer(foreign.backend, texts, foreign=foreign)
 
 
 def _flaw(content: object) -> str | None:

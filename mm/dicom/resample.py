@@ -23,6 +23,7 @@ __all__ = [
     "body_center",
     "canonical",
     "fit_bits",
+    "fit_colours",
     "fit_image",
     "fit_point",
     "grid_affine",
@@ -329,6 +330,17 @@ def fit_image(image: Image, size: int = IMAGE_GRID) -> Float[np.ndarray, "S S"]:
     along_y = torch.from_numpy(_weights(height, size, start_y, step))
     along_x = torch.from_numpy(_weights(width, size, start_x, step))
     fitted: Float[np.ndarray, "S S"] = (along_y @ (window @ along_x.T)).clamp_(0.0, 1.0).numpy()
+    return fitted
+
+
+def fit_colours(pixels: Float[np.ndarray, "3 Y X"], size: int = IMAGE_GRID) -> Float[np.ndarray, "3 S S"]:
+    """A photograph (0 to 255) padded to a square as `fit_image` does it, 0 to 1; its contrast stays."""
+    height, width = pixels.shape[1:]
+    step, start_y, start_x = _fit((height, width), size)
+    along_y = torch.from_numpy(_weights(height, size, start_y, step))
+    along_x = torch.from_numpy(_weights(width, size, start_x, step))
+    scaled = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)) / 255
+    fitted: Float[np.ndarray, "3 S S"] = (along_y @ (scaled @ along_x.T)).clamp_(0.0, 1.0).numpy()
     return fitted
 
 

@@ -4,7 +4,7 @@ Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognitio
 names are torchvision's VideoResNet's: at depth 18 and width 64 its weights load and outputs are equal.
 """
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mm.batch import Tokens
 from mm.encoders.base import Encoder
 from mm.encoders.shared import all_valid
+from mm.encoders.weights import fill, read_weights
 
 Depth = Literal[10, 18, 34]
 BLOCKS: Final[dict[int, tuple[int, int, int, int]]] = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -100,6 +101,11 @@ class ResNet3DEncoder(Encoder):
         windows: Lower and upper HU of the three channels; values outside are clamped.
         token_grid: Tokens along z, y and x, pooled from the coarsest level.
         stem_kernel: (3, 7, 7) is torchvision's; (3, 3, 3) takes about a tenth off the time of a training step.
+        weights: File with the weights of torchvision's VideoResNet or of another run (safetensors, or torch.save of
+            a state dict), with these sizes; its classifier is left out. None for random weights.
+
+    Raises:
+        ValueError: Sizes that make no network, windows that are none, or weights that don't fit.
     """
 
     def __init__(
@@ -114,12 +120,16 @@ class ResNet3DEncoder(Encoder):
         ),
         token_grid: tuple[int, int, int] = (4, 4, 4),
         stem_kernel: tuple[int, int, int] = (3, 7, 7),
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         if any(low >= high for low, high in windows):
             raise ValueError(f"windows must be (lower, upper) pairs in HU, got {windows}")
         self.windows = windows
         self.network = ResNet3D(width=width, depth=depth, stem_kernel=stem_kernel)
+        if weights is not None:
+            given = read_weights(weights)
+            fill(self.network, {k: v for k, v in given.items() if not k.startswith("fc.")}, path=weights)
         self.width = 8 * width
         self.widths = (width, 2 * width, 4 * width, 8 * width)
         self.token_grid = token_grid
@@ -146,6 +156,10 @@ class ResNet3DEncoder(Encoder):
     def forward(self, x: Float[Tensor, "N 1 Z Y X"]) -> Tokens:
         """Tokens of each volume."""
         return self.tokens(self.pyramid(x)[-1])
+
+    def sealed(self) -> dict[str, Any]:
+        """Arguments that make the same network without the file."""
+        return {"weights": None}
 
 
 def _stage(in_width: int, width: int, *, blocks: int, stride: int) -> nn.Sequential:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mm.batch import Tokens
-from mm.encoders.base import Encoder
+from mm.encoders.base import ImageEncoder
 from mm.encoders.shared import all_valid
 
 LOCAL = 9
@@ -69,12 +69,8 @@ class Embedded(nn.Module):
         return patches
 
 
-class ViTEncoder(Encoder):
+class ViTEncoder(ImageEncoder):
     """Radiographs (0 black to 1 white) to a pyramid of features, and to tokens.
-
-    Attributes:
-        widths: Channels of the pyramid's levels, the finest first.
-        stride: Pixels a cell of the finest level.
 
     Args:
         name: A timm vision transformer.
@@ -143,10 +139,6 @@ class ViTEncoder(Encoder):
         """Tokens pooled from patch features, row by row."""
         values = F.adaptive_avg_pool2d(grid, self.token_grid).flatten(2).transpose(1, 2)
         return Tokens(values, all_valid(values))
-
-    def forward(self, x: Float[Tensor, "N 1 Y X"]) -> Tokens:
-        """Tokens of each image."""
-        return self.tokens(self.pyramid(x)[-1])
 
 
 def _convolution(before: int, after: int, *, stride: int) -> list[nn.Module]:

@@ -28,7 +28,7 @@ class TextTokens(nn.Module):
     def __init__(self, model: MultimodalModel) -> None:
         super().__init__()
         assert model.text is not None
-        self.project = nn.Linear(int(model.text.network.width), model.fusion.width)
+        self.project = nn.Linear(model.text.token_width, model.fusion.width)
 
     def forward(self, model: MultimodalModel, text: Padded) -> Tokens:
         """Tokens of each text."""

@@ -108,6 +108,7 @@ def key(model: MultimodalModel, data: MultimodalData, split: Split) -> str:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     settings = {
+        "parts": _settings(model),
         "version": mm.__version__,
         "spec": describe(data.spec),
         "content": _content(data.spec),
@@ -119,6 +120,17 @@ def key(model: MultimodalModel, data: MultimodalData, split: Split) -> str:
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def _settings(model: nn.Module) -> dict[str, str]:
+    """What our own modules were made with beside weights: sizes of images, their mean, grids of tokens, windows."""
+    return {
+        f"{name}.{key}": repr(value)
+        for name, part in model.named_modules()
+        if name.split(".")[0] in FROZEN and type(part).__module__.split(".")[0] == "mm"
+        for key, value in sorted(vars(part).items())
+        if isinstance(value, int | float | str | tuple) and not key.startswith("_") and key != "training"
+    }
 
 
 def _content(spec: Spec) -> str:

@@ -117,7 +117,7 @@ def load(path: str | Path = "default") -> Loaded:
     try:
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         model = build(config, weights=shapes)
-        check_vocabulary(model, tokenizer.vocab_size)
+        check_vocabulary(model, tokenizer.vocab_size, texts=tokenizer.texts_size)
     except ValueError as error:
         raise _wrong(folder, str(error)) from error
     weights(model, folder)

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 import mm
 from mm.data.datamodule import MultimodalData
+from mm.data.text_vocabulary import open_vocabulary
 from mm.decoder.writing import WritingModel
 from mm.errors import USER_ERRORS, one_line, tell
 from mm.training import checkpoint
@@ -170,7 +171,10 @@ class TrainingCLI(LightningCLI):
         decoder = self.model.model.decoder
         if data.tokenizer_path is None and isinstance(decoder, WritingModel):
             data.tokenizer_path = decoder.vocabulary
-        check_vocabulary(self.model.model, data.tokenizer.vocab_size)
+        text = self.model.model.text
+        if text is not None and text.texts_from is not None:
+            data.read_texts_with(open_vocabulary(text.texts_from, limit=text.context_length))
+        check_vocabulary(self.model.model, data.tokenizer.vocab_size, texts=data.tokenizer.texts_size)
         data.dataset("train" if self.subcommand == "fit" else "val" if self.subcommand == "validate" else "test")
 
     def run(self) -> None:

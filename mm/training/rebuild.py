@@ -86,21 +86,29 @@ def sealed(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     return made  # type: ignore[no-any-return]
 
 
-def check_vocabulary(model: "MultimodalModel", size: int) -> None:
+def check_vocabulary(model: "MultimodalModel", size: int, *, texts: int | None = None) -> None:
     """Every part that reads or writes tokens must have room for the tokenizer's ids.
+
+    Args:
+        model: Its record and text encoders and its decoder are looked at.
+        size: Number of ids of the tokenizer.
+        texts: Number of ids that whole texts are made of; None for `size`.
 
     Raises:
         ValueError: One hasn't.
     """
     from mm.decoder.sentences import SentenceDecoder
+    from mm.encoders.base import TextTower
     from mm.encoders.record import RecordEncoder
-    from mm.encoders.text import TextEncoder
 
-    parts = {"record": model.record, "text": model.text, "decoder": model.decoder}
+    words = size if texts is None else texts
+    if isinstance(model.text, TextTower) and model.text.vocab_size < words:
+        raise ValueError(f"texts have {words} ids, text has room for {model.text.vocab_size}: give both one vocabulary")
+    parts = {"record": model.record, "decoder": model.decoder}
     rooms = {
         name: part.word.num_embeddings if isinstance(part, RecordEncoder) else part.vocab_size
         for name, part in parts.items()
-        if isinstance(part, RecordEncoder | TextEncoder | SentenceDecoder)
+        if isinstance(part, RecordEncoder | SentenceDecoder)
     }
     small = [f"{name} has room for {room}" for name, room in rooms.items() if room < size]
     if small:
