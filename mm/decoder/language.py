@@ -1,5 +1,6 @@
 """A plain decoder-only language model: what the open models are, read by `mm.decoder.huggingface`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,9 +72,20 @@ class LanguageLayer(nn.Module):
         angles: Angles,
         real: Int[Tensor, " T"] | None = None,
         cache: KeyValueCache | None = None,
-    ) -> tuple[Float[Tensor, "M L D"], Routing | None]:
-        """One layer; `real` are the places of real tokens in the flattened rows, None for all: only they are routed."""
+        kept: Int[Tensor, " K"] | None = None,
+    ) -> tuple[Float[Tensor, "M K D"], Routing | None]:
+        """One layer.
+
+        Args:
+            x: Rows.
+            mask: Of self-attention.
+            angles: Of each token's position.
+            real: Places of real tokens in the flattened rows, None for all: only they are routed.
+            cache: Of self-attention.
+            kept: Places in every row that go on behind self-attention; None: all (K = L). Not together with `real`.
+        """
         x = x + self.attention(self.attention_norm(x), mask=mask, angles=angles, cache=cache)
+        x = x if kept is None else x.index_select(1, kept)
         if isinstance(self.feed_forward, SwiGLU):
             return x + self.feed_forward(self.feed_forward_norm(x)), None
         flat = x.flatten(0, 1)
@@ -198,8 +210,9 @@ class LanguageModel(nn.Module):
         mask: Mask,
         positions: Int[Tensor, "#M L"],
         real: Int[Tensor, " T"] | None = None,
-        caches: tuple[LayerCache, ...] | None = None,
-    ) -> tuple[Float[Tensor, "M L D"], tuple[Routing, ...]]:
+        caches: Sequence[KeyValueCache] | None = None,
+        kept: Int[Tensor, " K"] | None = None,
+    ) -> tuple[Float[Tensor, "M K D"], tuple[Routing, ...]]:
         latent = self.config.latent
         width = self.config.head_width if latent is None else latent.turned_width
         # Made anew in float32, not kept: a module turned to bfloat16 would round its frequencies.
@@ -207,7 +220,8 @@ class LanguageModel(nn.Module):
         routings = []
         for index, layer in enumerate(self._layers()):
             cache = None if caches is None else caches[index]
-            x, routing = layer(x, mask=mask, angles=angles, real=real, cache=cache)
+            last = kept if index == self.config.depth - 1 else None
+            x, routing = layer(x, mask=mask, angles=angles, real=real, cache=cache, kept=last)
             routings += [] if routing is None else [routing]
         return x, tuple(routings)
 
