@@ -70,36 +70,56 @@ def _attend_dense(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, scale: float | None, dropout: float
 ) -> Float[Tensor, "B M H W"]:
     """PyTorch's own attention on the dense mask; works on every device."""
+    if isinstance(mask, Packed):
+        # Sequence by sequence: the dense mask of all of them grows with the square of their total length.
+        own, keys = list(mask.queries), list(mask.key_lengths)
+        rows = zip(torch.split(q, own, 1), torch.split(k, keys, 1), torch.split(v, keys, 1), strict=True)
+        parts = [_attend_dense(*row, mask=mask.within, scale=scale, dropout=dropout) for row in rows]
+        return torch.cat(parts, dim=1)
     seen = None
+    written_out = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[1] * k.shape[1] <= WRITTEN_OUT_SCORES
+    # A square needs no table, and what it hides is then not computed either.
+    triangle = isinstance(mask, Causal) and 1 < q.shape[1] == k.shape[1] and not written_out
     if isinstance(mask, Paged):
         places, _ = mask.place()
         k, v = k[0, places], v[0, places]
         seen = mask.logical(q.shape[1])[:, None]
-    elif not isinstance(mask, Full):
+    elif not isinstance(mask, Full) and not triangle:
         seen = mask.dense(q.shape[1], k.shape[1])[:, None].to(q.device)
     readers = q.shape[2] // k.shape[2]
     if readers > 1 and q.shape[1] == 1:
         # Queries that share a key stand below one another, and keys and values are read in place.
         together = q[:, 0].reshape(len(q), k.shape[2], readers, -1).transpose(1, 2)
-        out = _attend_heads(together, k, v, seen=seen, scale=scale, dropout=dropout)
+        out = _attend_heads(together, k, v, seen=seen, sighted=mask.sighted, scale=scale, dropout=dropout)
         return out.transpose(1, 2).flatten(1, 2)[:, None]
-    return _attend_heads(q, _repeated(k, readers), _repeated(v, readers), seen=seen, scale=scale, dropout=dropout)
+    k, v = _repeated(k, readers), _repeated(v, readers)
+    return _attend_heads(q, k, v, seen=seen, sighted=mask.sighted, triangle=triangle, scale=scale, dropout=dropout)
 
 
 def _attend_heads(
-    q: Tensor, k: Tensor, v: Tensor, *, seen: Tensor | None, scale: float | None, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    seen: Tensor | None,
+    scale: float | None,
+    dropout: float,
+    sighted: bool,
+    triangle: bool = False,
 ) -> Float[Tensor, "B M H W"]:
     """As many heads of keys as of queries; `seen` is [C 1 M N], or [C 1 1 N] for all queries alike."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     some = None
-    if seen is not None:
+    if seen is not None and not sighted:
         some = seen.any(-1, keepdim=True)
         # A query without keys is shown them all, and what it reads is thrown away: no NaN, forward or backward.
         seen = seen | ~some
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] <= WRITTEN_OUT_SCORES:
         out = _attend_written_out(q, k, v, seen=seen, scale=scale, dropout=dropout)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scale)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, is_causal=triangle, dropout_p=dropout, scale=scale
+        )
     return (out if some is None else out.masked_fill(~some, 0)).transpose(1, 2)
 
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,13 @@ from torch import Tensor
 
 
 class Mask(ABC):
-    """Which keys a query may see."""
+    """Which keys a query may see.
+
+    Attributes:
+        sighted: Whether every query is sure to see a key, so that nobody has to look.
+    """
+
+    sighted: ClassVar[bool] = False
 
     @abstractmethod
     def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
@@ -120,22 +126,33 @@ class Packed(Mask):
         queries: Length of each sequence's queries.
         keys: Length of each sequence's keys; None for the same as `queries`.
         causal: Bottom-right aligned within each sequence, whose keys must be at least its queries.
+        left: Where causal, a query sees so many keys before its place; None: all of them.
     """
 
     queries: tuple[int, ...]
     keys: tuple[int, ...] | None = None
     causal: bool = False
+    left: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.key_lengths) != len(self.queries):
             raise ValueError(f"keys must have {len(self.queries)} lengths as queries has, got {len(self.key_lengths)}")
         if self.causal and any(k < q for q, k in zip(self.queries, self.key_lengths, strict=True)):
             raise ValueError(f"causal sequences need keys >= queries, got {self.queries} and {self.key_lengths}")
+        if self.left is not None and (self.left < 0 or not self.causal):
+            raise ValueError(f"left must be 0 or more and needs causal, got left={self.left}, causal={self.causal}")
 
     @property
     def key_lengths(self) -> tuple[int, ...]:
         """Length of each sequence's keys."""
         return self.queries if self.keys is None else self.keys
+
+    @property
+    def within(self) -> Mask:
+        """What holds within each sequence."""
+        if not self.causal:
+            return Full()
+        return Causal() if self.left is None else Window(self.left)
 
     def dense(self, q_len: int, k_len: int) -> Bool[Tensor, "C M N"]:
         """Blocks on the diagonal."""
@@ -144,15 +161,15 @@ class Packed(Mask):
         rows = accumulate(self.queries, initial=0)
         columns = accumulate(self.key_lengths, initial=0)
         for row, column, height, width in zip(rows, columns, self.queries, self.key_lengths, strict=False):
-            block = _causal(height, width) if self.causal else torch.ones(height, width, dtype=torch.bool)
-            seen[row : row + height, column : column + width] = block
+            seen[row : row + height, column : column + width] = self.within.dense(height, width)[0]
         return seen[None]
 
     def bias(self, q_len: int, k_len: int, *, device: torch.device | str = "cpu") -> object:  # noqa: ARG002
-        """BlockDiagonalMask, or BlockDiagonalCausalFromBottomRightMask."""
+        """BlockDiagonalMask, or BlockDiagonalCausalFromBottomRightMask, perhaps made local."""
         name = "BlockDiagonalCausalFromBottomRightMask" if self.causal else "BlockDiagonalMask"
-        kind = getattr(_biases(), name)
-        return kind.from_seqlens(list(self.queries), list(self.key_lengths), device=torch.device(device))
+        lengths = [list(self.queries), list(self.key_lengths)]
+        bias = getattr(_biases(), name).from_seqlens(*lengths, device=torch.device(device))
+        return bias if self.left is None else bias.make_local_attention_from_bottomright(self.left + 1)
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ def test_the_xformers_bias_materialised_is_the_dense_mask(q_len: int, k_len: int
         Packed((2, 3), (5, 1)),
         Packed((2, 1, 3), (5, 1, 3), causal=True),
         Packed((2, 0, 3), (2, 0, 4), causal=True),
+        Packed((2, 5, 3), (5, 5, 9), causal=True, left=2),
     ],
 )
 def test_the_packed_bias_materialised_is_the_dense_mask(mask: Packed) -> None:
@@ -221,6 +222,7 @@ def test_attend_is_sdpa_under_the_bias_that_xformers_materialises(q_len: int, k_
     q, k, v = tensors(1, q_len, k_len)
     lengths = ((q_len - 1, 1), (k_len - 1, 1))
     every = [Causal(), Window(2), Window(1, 2), Packed(*lengths), Packed(*lengths, causal=True)]
+    every.append(Packed(*lengths, causal=True, left=1))
     for mask in every:
         table = mask.bias(q_len, k_len).materialize((1, 1, q_len, k_len))  # type: ignore[attr-defined]
         expected = torch.nn.functional.scaled_dot_product_attention(
@@ -236,6 +238,8 @@ def test_bad_masks_name_the_argument() -> None:
         Packed((1, 2), (1,))
     with pytest.raises(ValueError, match="keys >= queries"):
         Packed((3,), (2,), causal=True)
+    with pytest.raises(ValueError, match="left must be 0 or more and needs causal"):
+        Packed((3,), left=2)
 
 
 # ------------------------------------------------------------------------------------------------- kernels

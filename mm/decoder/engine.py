@@ -55,6 +55,7 @@ class PagedDecoder(Protocol):
 class _Job:
     request: Request
     sequence: Sequence
+    settings: Sampling
     draws: list[float]
     matcher: Matcher | None
 
@@ -90,7 +91,8 @@ class Engine:
             token_budget: Tokens a step, padding included; longer prompts are read in several steps.
             num_blocks: Of the cache, for all sequences together.
             page_size: Tokens a block; on CUDA a multiple of 64.
-            context: Most tokens of a prompt and what is written behind it; None: what all blocks hold.
+            context: Most tokens of a prompt and what is written behind it; None: what all blocks hold, or
+                the decoder is made for.
             group: See `Scheduler`.
             max_wait: See `Scheduler`.
             clock: See `Scheduler`.
@@ -100,15 +102,15 @@ class Engine:
             ValueError: Numbers that don't fit together.
         """
         blocks = BlockAllocator(num_blocks, page_size=page_size)
-        room = num_blocks * page_size
+        self.cache = decoder.paged_cache(num_blocks=num_blocks, page_size=page_size)
+        room = min(num_blocks * page_size, self.cache.context or num_blocks * page_size)
         if context is not None and not 1 <= context <= room:
-            raise ValueError(f"context must be 1..{room} (num_blocks * page_size), got {context}")
+            raise ValueError(f"context must be 1..{room} (num_blocks * page_size, and the decoder's), got {context}")
         self.context = room if context is None else context
         self.decoder, self.decode = decoder, decode
         self.scheduler = Scheduler(
             blocks, max_sequences=max_sequences, token_budget=token_budget, group=group, max_wait=max_wait, clock=clock
         )
-        self.cache = decoder.paged_cache(num_blocks=num_blocks, page_size=page_size)
         self._bank = MemoryBank(max_sequences)
         self._jobs: dict[int, _Job] = {}
         self._submitted = self._remembered = 0
@@ -168,11 +170,27 @@ class Engine:
         )
         sampling = request.sampling
         draws = sampling.draws(1)[0].tolist() if sampling.temperature > 0 else [0.0] * sampling.max_new_tokens
+        # Alike for all whose tokens are chosen alike.
+        settings = replace(sampling, max_new_tokens=1, seed=0, stop=(), grammar=None)
         self._submitted += 1
         matcher = None if sampling.grammar is None else sampling.grammar.begin()
-        self._jobs[index] = _Job(request, sequence, draws, matcher)
+        self._jobs[index] = _Job(request, sequence, settings, draws, matcher)
         self.scheduler.add(sequence)
         return index
+
+    def cancel(self, index: int) -> bool:
+        """Gives up a request; no token of it comes any more, its blocks are free, and the others go on as they would.
+
+        Args:
+            index: From `submit`.
+
+        Returns:
+            Whether it was still on its way.
+        """
+        job = self._jobs.pop(index, None)
+        if job is not None:
+            self.scheduler.cancel(job.sequence)
+        return job is not None
 
     def step(self) -> list[Piece]:
         """Goes one step on: at most one token more for each request that runs."""
@@ -250,10 +268,7 @@ class Engine:
         """The next token of each, alike settings together."""
         alike: dict[Sampling, list[int]] = {}
         for row, sequence in enumerate(sequences):
-            settings = replace(
-                self._jobs[sequence.index].request.sampling, max_new_tokens=1, seed=0, stop=(), grammar=None
-            )
-            alike.setdefault(settings, []).append(row)
+            alike.setdefault(self._jobs[sequence.index].settings, []).append(row)
         pieces = []
         for settings, rows in alike.items():
             some, written = [sequences[row] for row in rows], None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -142,13 +143,11 @@ def choose(
         written: What each row has written so far, padded; needed for a repetition penalty.
         forbidden: True for what a row can't write, by its grammar; None for rows without.
     """
-    log_probabilities = logits.float().log_softmax(-1)
-    if sampling.repetition_penalty == 1:
-        allowed = log_probabilities.clone()
-    else:
+    log_probabilities = allowed = logits.float().log_softmax(-1)
+    if sampling.repetition_penalty != 1:
         assert written is not None, "a repetition penalty needs what was written"
         allowed = penalised(logits.float(), written, sampling.repetition_penalty).log_softmax(-1)
-    allowed[:, list(NEVER_WRITTEN)] = -torch.inf
+    allowed.index_fill_(-1, _never_written(logits.device), -torch.inf)  # whose probabilities nobody asks for
     if forbidden is not None:
         allowed.masked_fill_(forbidden.to(allowed.device), -torch.inf)
     if sampling.temperature == 0:
@@ -162,6 +161,11 @@ def choose(
         place = place.minimum(kept.sum(-1, keepdim=True) - 1)
         ids = ranked.gather(-1, place)[:, 0]
     return ids, log_probabilities.gather(-1, ids[:, None])[:, 0]
+
+
+@cache
+def _never_written(device: torch.device) -> Int[Tensor, " S"]:
+    return torch.tensor(NEVER_WRITTEN, device=device)
 
 
 def penalised(logits: Float[Tensor, "M V"], written: Int[Tensor, "M W"], penalty: float) -> Float[Tensor, "M V"]:

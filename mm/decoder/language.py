@@ -82,9 +82,20 @@ class LanguageLayer(nn.Module):
         angles: Angles,
         real: Int[Tensor, " T"] | None = None,
         cache: KeyValueCache | None = None,
-    ) -> tuple[Float[Tensor, "M L D"], Routing | None]:
-        """One layer; `real` are the places of real tokens in the flattened rows, None for all: only they are routed."""
+        kept: Int[Tensor, " K"] | None = None,
+    ) -> tuple[Float[Tensor, "M K D"], Routing | None]:
+        """One layer.
+
+        Args:
+            x: Rows.
+            mask: Of self-attention.
+            angles: Of each token's position.
+            real: Places of real tokens in the flattened rows, None for all: only they are routed.
+            cache: Of self-attention.
+            kept: Places in every row that go on behind self-attention; None: all (K = L). Not together with `real`.
+        """
         x = x + self.attention(self.attention_norm(x), mask=mask, angles=angles, cache=cache)
+        x = x if kept is None else x.index_select(1, kept)
         if isinstance(self.feed_forward, SwiGLU):
             return x + self.feed_forward(self.feed_forward_norm(x)), None
         flat = x.flatten(0, 1)
@@ -214,8 +225,9 @@ class LanguageModel(nn.Module):
         positions: Int[Tensor, "#M L"],
         real: Int[Tensor, " T"] | None = None,
         caches: Sequence[KeyValueCache] | None = None,
+        kept: Int[Tensor, " K"] | None = None,
         between: Callable[[int, Tensor], Tensor] | None = None,
-    ) -> tuple[Float[Tensor, "M L D"], tuple[Routing, ...]]:
+    ) -> tuple[Float[Tensor, "M K D"], tuple[Routing, ...]]:
         """All layers; `between` may change what goes into each, given its index: what `WritingModel` reads."""
         latent = self.config.latent
         width = self.config.head_width if latent is None else latent.turned_width
@@ -225,7 +237,8 @@ class LanguageModel(nn.Module):
         for index, layer in enumerate(self._layers()):
             cache = None if caches is None else caches[index]
             x = x if between is None else between(index, x)
-            x, routing = layer(x, mask=mask, angles=angles, real=real, cache=cache)
+            last = kept if index == self.config.depth - 1 else None
+            x, routing = layer(x, mask=mask, angles=angles, real=real, cache=cache, kept=last)
             routings += [] if routing is None else [routing]
         return x, tuple(routings)
 

@@ -1,6 +1,7 @@
 """Which tokens go to which experts, and the two losses that keep the choice healthy."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -15,25 +16,44 @@ Gates = Literal["renormalised", "softmax", "sigmoid", "sigmoid_renormalised"]
 
 @dataclass(frozen=True)
 class Routing:
-    """The router's choice for T real tokens, k experts each.
+    """The router's choice for T real tokens, k experts each; losses are made when asked for, which writing never does.
 
     Attributes:
         experts: Chosen experts, the best first.
         gates: Weight of each choice, fp32; 0 where the expert was full.
-        load: Share of the T * k choices that each of the E experts got, before any was dropped.
-        load_balancing_loss: E * sum(load * mean probability); 1 where the router is uniform.
-        z_loss: Mean squared log-sum-exp of the router's logits.
+        logits: Of every expert, fp32.
+        probabilities: Of every expert, fp32.
         dropped: Share of the choices dropped for capacity; 0 without a capacity factor.
-        entropy: Mean entropy of the router's probabilities, in nats, without gradient; log E where it is uniform.
     """
 
     experts: Int[Tensor, "T k"]
     gates: Float[Tensor, "T k"]
-    load: Float[Tensor, " E"]
-    load_balancing_loss: Float[Tensor, ""]
-    z_loss: Float[Tensor, ""]
+    logits: Float[Tensor, "T E"]
+    probabilities: Float[Tensor, "T E"]
     dropped: Float[Tensor, ""]
-    entropy: Float[Tensor, ""]
+
+    @cached_property
+    def load(self) -> Float[Tensor, " E"]:
+        """Share of the T * k choices that each of the E experts got, before any was dropped."""
+        counts = torch.bincount(self.experts.flatten(), minlength=self.logits.shape[1])
+        return counts.float() / max(self.experts.numel(), 1)
+
+    @cached_property
+    def load_balancing_loss(self) -> Float[Tensor, ""]:
+        """E * sum(load * mean probability); 1 where the router is uniform."""
+        tokens, experts = max(len(self.logits), 1), self.logits.shape[1]
+        return experts * (self.load * (self.probabilities.sum(0) / tokens)).sum()
+
+    @cached_property
+    def z_loss(self) -> Float[Tensor, ""]:
+        """Mean squared log-sum-exp of the router's logits."""
+        return self.logits.logsumexp(-1).square().sum() / max(len(self.logits), 1)
+
+    @cached_property
+    def entropy(self) -> Float[Tensor, ""]:
+        """Mean entropy of the router's probabilities, in nats, without gradient; log E where it is uniform."""
+        total: Tensor = torch.special.entr(self.probabilities.detach()).sum()
+        return total / max(len(self.logits), 1)
 
 
 class Router(nn.Module):
@@ -123,23 +143,13 @@ class Router(nn.Module):
                 gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
             gates = gates * self.scale
             probabilities = scores / (scores.sum(-1, keepdim=True) + 1e-20) if sigmoid else scores
-            tokens, choices = max(len(x), 1), max(experts.numel(), 1)
-            load = torch.bincount(experts.flatten(), minlength=self.num_experts).float() / choices
             factor = self.capacity_factor if self.training else self.evaluation_capacity_factor
-            dropped = load.new_zeros(())
+            dropped = gates.new_zeros(())
             if factor is not None:
                 kept = within_capacity(experts, num_experts=self.num_experts, factor=factor)
                 gates = gates * kept
-                dropped = 1 - kept.float().sum() / choices if len(x) else dropped
-            return Routing(
-                experts=experts,
-                gates=gates,
-                load=load,
-                load_balancing_loss=self.num_experts * (load * (probabilities.sum(0) / tokens)).sum(),
-                z_loss=logits.logsumexp(-1).square().sum() / tokens,
-                dropped=dropped,
-                entropy=torch.special.entr(probabilities.detach()).sum() / tokens,
-            )
+                dropped = 1 - kept.float().mean() if len(x) else dropped
+            return Routing(experts=experts, gates=gates, logits=logits, probabilities=probabilities, dropped=dropped)
 
     def _choose(self, scores: Float[Tensor, "T E"]) -> Int[Tensor, "T k"]:
         if self.selection_bias is not None:

@@ -132,6 +132,15 @@ class Scheduler:
         self.running.remove(sequence)
         self._let_go(sequence)
 
+    def cancel(self, sequence: Sequence) -> None:
+        """A request is wanted no longer, whether it runs or waits."""
+        if sequence in self.running:
+            self.finish(sequence)
+            return
+        self.waiting.remove(sequence)
+        if not self.waiting:
+            self._held_since = None
+
     def plan(self) -> Plan:
         """The next step; empty where there is nothing to do, or only to wait for."""
         self._remember()

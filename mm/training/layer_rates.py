@@ -12,9 +12,9 @@ TOWERS: Final = ("volume", "image", "audio", "record", "text")
 STACKS: Final = frozenset({"blocks", "layers", "layer", "resblocks"})
 """What timm, torchaudio, transformers and open_clip call the list of a transformer's blocks."""
 BEHIND: Final = frozenset(
-    {"norm", "fc_norm", "conv_head", "bn2", "ln_post", "ln_final", "post_layernorm", "final_layer_norm", "head", "pooler", "proj",
-     "text_projection", "score", "site", "place", "position"}
-)  # fmt: skip
+    {"norm", "fc_norm", "conv_head", "bn2", "ln_post", "ln_final", "post_layernorm", "final_layer_norm", "head"}
+    | {"pooler", "proj", "text_projection", "score", "site", "place", "position"}
+)
 """Parts of a tower outside its blocks that come behind them; all others stand before."""
 
 

@@ -1,0 +1,67 @@
+"""A plain language model as the engine runs it: keys and values in pages, prompts read without padding."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mm.batch import Slots, Tokens
+from mm.decoder.cache import MemoryKeys
+from mm.decoder.language import LanguageModel
+from mm.decoder.paged import PagedCache, Pass, check_pages
+
+
+class PagedLanguageModel:
+    """Puts a `LanguageModel` behind the interface that the engine wants (`mm.decoder.engine.PagedDecoder`).
+
+    Prompts of unequal length are read one behind the other, each seeing itself alone, so that no padding is computed
+    and a mixture of experts routes real tokens only. With latent attention a page holds what such a model remembers:
+    the latent and the turned key of a token, of unequal widths.
+
+    Example:
+        engine = Engine(PagedLanguageModel(model), max_sequences=16)
+        completions = engine.run([Request(prompt, sampling=Sampling(64)) for prompt in prompts])
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model, self.vocab_size = model, model.config.vocab_size
+
+    def paged_cache(self, *, num_blocks: int, page_size: int) -> PagedCache:
+        """Room for keys and values of all layers.
+
+        Raises:
+            ValueError: The paged kernel on CUDA can't read pages of this size, or knows no sliding window.
+        """
+        config, device = self.model.config, self.model.embedding.weight.device
+        check_pages(page_size, device=device, window=config.window)
+        sizes = {"num_blocks": num_blocks, "page_size": page_size, "context": config.context}
+        return PagedCache(config.depth, **sizes, device=device)
+
+    def remember(self, memory: Tokens) -> tuple[MemoryKeys, ...]:  # noqa: ARG002
+        """Nothing: a plain language model reads no memory."""
+        return ()
+
+    @torch.no_grad()
+    def read(
+        self,
+        ids: Int[Tensor, "M L"],
+        cache: PagedCache,
+        now: Pass,
+        *,
+        slots: Slots | None,  # noqa: ARG002
+        memory: tuple[MemoryKeys, ...],  # noqa: ARG002
+    ) -> Float[Tensor, "M V"]:
+        """Logits behind each row's last new token; the past lies in pages."""
+        model = self.model
+        if ids.shape[1] == 1:
+            x, mask = model.embedding(ids), now.mask(window=model.config.window)
+            hidden, _ = model._run(  # noqa: SLF001  # as below: one of the few places that run these layers
+                x, mask=mask, positions=now.positions, caches=cache.bind(now)
+            )
+            return model.logits(hidden[:, 0])
+        some = now.packed(window=model.config.window)
+        x = model.embedding(ids.flatten()[some.new])[None]
+        # Of a prompt's last layer nothing is needed behind the attention but the last token.
+        hidden, _ = model._run(  # noqa: SLF001
+            x, mask=some.mask, positions=some.positions[None], caches=cache.bind_packed(some), kept=some.last
+        )
+        return model.logits(hidden[0])
