@@ -36,34 +36,42 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The same shape and dtype, each vector scaled to a mean square of 1, then by the weight."""
-        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+        if torch.is_grad_enabled() or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
+            return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+        # Nothing is kept for a backward pass: one tensor of the input's size is made, not three.
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        scaled: Tensor = (x * scale).mul_(self.weight)
+        return scaled
 
 
 @dataclass(frozen=True)
 class Angles:
     """Cosine and sine for every token and pair of channels, in float32; made once, used by every layer."""
 
-    cos: Float[Tensor, "#B M 1 P"]
-    sin: Float[Tensor, "#B M 1 P"]
+    cos: Float[Tensor, "#B M 1 K"]
+    sin: Float[Tensor, "#B M 1 K"]
+    """Of the first half of a head negative: what a first channel takes from its second one."""
 
     @staticmethod
     def at(positions: Int[Tensor, "#B M"], frequencies: Float[Tensor, " P"]) -> "Angles":
-        """Position times frequency."""
-        angles = positions[..., None].float() * frequencies.float()
-        return Angles(angles.cos()[:, :, None], angles.sin()[:, :, None])
+        """Position times frequency, for heads of K = 2 P channels."""
+        angles = (positions[..., None].float() * frequencies.float())[:, :, None]
+        cos, sin = angles.cos(), angles.sin()
+        return Angles(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
 
     def turn(self, x: Float[Tensor, "B M H K"], *, neighbours: bool = False) -> Float[Tensor, "B M H K"]:
         """Each vector turned by the angle of its position.
 
         Args:
-            x: Queries or keys; K = 2 P.
+            x: Queries or keys.
             neighbours: A pair is channels 2i and 2i + 1 (DeepSeek), not i and i + P (GPT-NeoX, Llama).
                 The result has the first of each pair in its first half either way: scores don't know.
         """
         wide = x.float()
-        first, second = (wide[..., 0::2], wide[..., 1::2]) if neighbours else wide.chunk(2, dim=-1)
-        turned = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
-        return torch.cat(turned, dim=-1).to(x.dtype)
+        if neighbours:
+            wide = torch.cat([wide[..., 0::2], wide[..., 1::2]], dim=-1)
+        partner = wide.roll(x.shape[-1] // 2, dims=-1)
+        return torch.addcmul(wide * self.cos, partner, self.sin).to(x.dtype)
 
 
 def rotary_frequencies(
