@@ -180,7 +180,9 @@ class Tokenizer:
                 texts = read_content(content.pop(_TEXTS))
                 text = json.dumps(content, ensure_ascii=False)
         except ValueError as error:
-            raise ValueError(f"tokenizer: {path.name}: {error}") from error
+            raise ValueError(
+                f"tokenizer: {path.name} is not a vocabulary written by `mm tokenizer`: {error}"
+            ) from error
         if isinstance(content, dict) and content.get("format") == FORMAT:
             foreign = read_sealed(content, path.name)
             return cls(foreign.backend, texts, foreign=foreign)
