@@ -67,9 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--trust", action="append", default=[], metavar="PKG", help="a package the YAML may import")
 
     evaluate = verb("evaluate", _evaluate, "score a model beside free baselines")
-    evaluate.add_argument("-c", "--config", required=True, help="eval_report, eval_retrieval, eval_vqa or a YAML file")
+    evaluate.add_argument("-c", "--config", required=True, help="eval_report, eval_retrieval, eval_vqa, ... or a YAML")
     evaluate.add_argument("-o", "--out", type=Path, default=None, help="folder for results.json, results.md, plot")
     evaluate.add_argument("--trust", action="append", default=[], metavar="PKG", help="a package the YAML may import")
+    evaluate.add_argument("--against", type=Path, metavar="results.json", help="an earlier run, to compare with")
     evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example checkpoint=runs/x studies=50")
 
     phantom = verb("phantom", _phantom, "make procedural patients with exact truth")
@@ -157,8 +158,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from mm.evaluation.evaluate import run_evaluation
 
     out = options.out or Path("runs") / Path(options.config).stem
-    table = run_evaluation(options.config, out, overrides=tuple(options.overrides), trust=tuple(options.trust))
-    print(table)
+    overrides, trust = tuple(options.overrides), tuple(options.trust)
+    print(run_evaluation(options.config, out, overrides=overrides, trust=trust, against=options.against))
     print(f"written to {out}")
     return 0
 

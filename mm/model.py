@@ -35,6 +35,7 @@ from mm.batch import (
 )
 from mm.decoder.generate import GREEDY, Generated, Sampling
 from mm.decoder.output import DecoderOutput
+from mm.decoder.score import score_answers
 from mm.decoder.sentences import SentenceDecoder
 from mm.encoders.base import ImageEncoder, TextTower
 from mm.encoders.record import RecordEncoder
@@ -403,14 +404,29 @@ class MultimodalModel(nn.Module):
         Raises:
             ValueError: The model has no decoder, or the batch no rows.
         """
+        decoder, writing, memory = self._asked(batch)
+        return decoder.generate(writing, memory, sampling=sampling, rows=writing.study)
+
+    @torch.no_grad()
+    def score(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Float[Tensor, "M A"]:
+        """Log-probability of each of some answers (ids, `<end>` included) to each row of `batch.writing`.
+
+        Raises:
+            ValueError: As in `answer`, or see `mm.decoder.score.score_answers`.
+        """
+        decoder, writing, memory = self._asked(batch)
+        longest = max((len(answer) for answer in answers), default=0)
+        logits, state = decoder.begin(writing, memory, room=longest, rows=writing.study)
+        return score_answers(decoder, logits, state, answers)
+
+    def _asked(self, batch: Batch) -> tuple[SentenceDecoder, Writing, Tokens]:
         if self.decoder is None:
             raise ValueError("to answer questions a model needs `decoder`")
         if batch.writing is None:
             raise ValueError("batch.writing must hold the questions, got None")
         encoded = self.encode(batch)
         memory = self.fuse(encoded, self.find(encoded))
-        writing = replace(batch.writing, target=None)
-        return self.decoder.generate(writing, memory, sampling=sampling, rows=writing.study)
+        return self.decoder, replace(batch.writing, target=None), memory
 
 
 def _compared(batch: Batch) -> tuple[bool, ...]:

@@ -110,7 +110,10 @@ def test_report_pipelines(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVAL)
-def test_evaluations(name: str) -> None:
+def test_evaluations(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MM_DATA", str(tmp_path))  # a data spec asks for its root and reads nothing of it
+    for folder in ("audio/fsdd", "iu_xray_reports"):
+        (tmp_path / folder).mkdir(parents=True)
     made = build_evaluation(mm.shipped(name))
     options = recipe(name)["evaluation"]["init_args"]
     assert {key: getattr(made, key) for key in options if key != "spec"} == {

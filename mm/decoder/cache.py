@@ -60,6 +60,11 @@ class LayerCache:
         """From now on rows are this long."""
         self.lengths = lengths
 
+    @property
+    def row_bytes(self) -> int:
+        """What one row takes."""
+        return sum(part[0].nbytes for part in (self._k, self._v) if part is not None)
+
     def select(self, rows: Int[Tensor, " R"]) -> "LayerCache":
         """Some of the rows, in a cache of their own."""
         kept = LayerCache(self.lengths[rows], capacity=self.capacity)
@@ -76,6 +81,12 @@ class DecodingState:
     layers: tuple[LayerCache, ...]
     memory: tuple[MemoryKeys, ...]
     lengths: Int[Tensor, " M"]
+
+    @property
+    def row_bytes(self) -> int:
+        """What one row takes: its own keys and values, and a copy of its memory's."""
+        read = sum(memory.k[0].nbytes + memory.v[0].nbytes for memory in self.memory)
+        return read + sum(layer.row_bytes for layer in self.layers)
 
     def select(self, rows: Int[Tensor, " R"]) -> "DecodingState":
         """Some of the rows; those that have ended need no more work."""

@@ -136,13 +136,26 @@ class SentenceDecoder(nn.Module, ABC):
             rows: As in `forward`.
             decode: The tokenizer's; needed for stop strings.
         """
+        logits, state = self.begin(writing, memory, room=sampling.max_new_tokens, rows=rows)
+        return write(self, logits, state, sampling=sampling, decode=decode)
+
+    def begin(
+        self, writing: Writing, memory: Tokens, *, room: int, rows: Int[Tensor, " M"] | None = None
+    ) -> tuple[Float[Tensor, "M V"], DecodingState]:
+        """Reads the prompts: logits behind each, and the state for `step`.
+
+        Args:
+            writing: Prompts and slots; `target` is not looked at.
+            memory: As in `forward`.
+            room: Tokens that a row may have behind its prompt.
+            rows: As in `forward`.
+        """
         prompt = writing.prompt
         keys, _ = self._project(memory, rows)
-        state = self._open(keys, prompt.lengths, capacity=prompt.values.shape[1] + sampling.max_new_tokens)
+        state = self._open(keys, prompt.lengths, capacity=prompt.values.shape[1] + room)
         hidden = self._continue(prompt.values, prompt.lengths, writing.slots, state)
         last = hidden[torch.arange(len(hidden), device=hidden.device), prompt.lengths - 1]
-        state = state.advance(state.lengths + prompt.lengths)
-        return write(self, self._logits(last), state, sampling=sampling, decode=decode)
+        return self._logits(last), state.advance(state.lengths + prompt.lengths)
 
     def step(self, ids: Int[Tensor, " M"], state: DecodingState) -> tuple[Float[Tensor, "M V"], DecodingState]:
         """Logits behind one more token a row, and the state after it."""

@@ -1,11 +1,13 @@
 """`mm evaluate`: an evaluation from its YAML, run, and written as results.json, results.md and a plot."""
 
+import importlib
 import importlib.util
 import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -16,13 +18,17 @@ from rich.progress import track
 
 import mm
 from mm.errors import one_line, read_yaml
-from mm.training.checkpoint import find, read_seal
+from mm.evaluation.items import Against, Items, compare, read_items
+from mm.evaluation.plots import Confusion, plot_bars, plot_confusion
+from mm.training.checkpoint import Loaded, find, read_seal
 from mm.trust import TRUSTED, restrict_imports
 
 Item = TypeVar("Item")
 EXTRA: Final = ("matplotlib", "sacrebleu", "sklearn")
 """Packages of the extra `evaluate`; looked for before an hour's work, not behind it."""
 NOTICE: Final = "Research software, not a medical device. Scores on procedural patients say nothing of real ones."
+_MODULES: Final = ("on_classes", "on_questions", "on_reports", "on_retrieval", "on_texts")
+"""Importing them makes the short names of the evaluations known."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Results:
         tables: Markdown tables by heading.
         bars: (label, value, low, high) for the plot, ours and the baselines.
         axis: What the bars show.
+        items: Scores of single items, for a later run to be compared with.
+        confusion: Of classes; drawn as confusion.png.
     """
 
     title: str
@@ -44,6 +52,20 @@ class Results:
     tables: dict[str, str]
     bars: list[tuple[str, float, float, float]] = field(default_factory=list)
     axis: str = ""
+    items: Items = field(default_factory=Items)
+    confusion: Confusion | None = None
+
+    def compared(self, other: Against) -> "Results":
+        """With the p of every measure's difference from an earlier run.
+
+        Raises:
+            ValueError: See `mm.evaluation.items.compare`.
+        """
+        found = compare(self.items, other.items)
+        rows = [(name, f"{row['ours']:.4f}", f"{row['theirs']:.4f}", f"{row['p']:.4f}") for name, row in found.items()]
+        heading = f"Against {other.who}, paired randomisation"
+        tables = {**self.tables, heading: table(("measure", "ours", "theirs", "p"), rows)}
+        return replace(self, scores={**self.scores, "against": {"who": other.who, **found}}, tables=tables)
 
     def markdown(self) -> str:
         """The page."""
@@ -58,24 +80,47 @@ class Evaluation(ABC):
     """One evaluation; its constructor is the schema of its YAML.
 
     Attributes:
-        checkpoint: What is scored: a checkpoint folder, or the name of a shipped one.
+        checkpoint: What is scored: a checkpoint folder, or the name of a shipped one; None: baselines alone.
     """
 
-    checkpoint: str
+    checkpoint: str | None
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The checkpoint, opened when first asked for."""
+        assert self.checkpoint is not None
+        return mm.load(self.checkpoint)
+
+    def check(self) -> None:
+        """What can be known to be wrong before the work begins.
+
+        Raises:
+            ValueError: No such checkpoint, or it lacks what the evaluation needs.
+        """
+        if self.checkpoint is not None:
+            read_seal(find(self.checkpoint))
 
     @abstractmethod
     def run(self) -> Results:
         """Scores the checkpoint and the baselines."""
 
 
-def run_evaluation(name: str | Path, out: Path, *, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> str:
+def run_evaluation(
+    name: str | Path,
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
+    against: Path | None = None,
+) -> str:
     """Runs a shipped evaluation or a YAML file.
 
     Args:
-        name: `eval_report`, `eval_retrieval`, `eval_vqa` or a path.
+        name: `eval_report`, `eval_retrieval`, `eval_vqa`, ... or a path.
         out: Folder for results.json, results.md and results.png; made if it isn't there.
         overrides: `key=value` for arguments of the evaluation.
         trust: Packages, besides our own, whose classes the file may name.
+        against: results.json of an earlier run of the same items, to compare with by paired randomisation.
 
     Returns:
         The page as Markdown.
@@ -89,17 +134,29 @@ def run_evaluation(name: str | Path, out: Path, *, overrides: Sequence[str] = ()
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"to evaluate needs {', '.join(missing)}: pip install 'mm-report[evaluate]'")
-    read_seal(find(evaluation.checkpoint))  # a wrong one is told before there is a folder
+    other = None if against is None else read_items(against)
+    evaluation.check()  # what is wrong is told before there is a folder
     out.mkdir(parents=True, exist_ok=True)
     results = evaluation.run()
-    content = without_nan({"facts": results.facts, "scores": results.scores})
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_results(results, out)  # an hour's work is kept even if the two runs don't compare
+    if other is not None:
+        results = results.compared(other)
+        write_results(results, out)
+    return results.markdown()
+
+
+def write_results(results: Results, out: Path) -> None:
+    """Writes results.json, results.md and the pictures."""
+    content = {"facts": results.facts, "scores": results.scores}
+    if results.items.ids:
+        content["items"] = results.items.content()
+    text = json.dumps(without_nan(content), indent=1, ensure_ascii=False, allow_nan=False)
     (out / "results.json").write_text(text + "\n", encoding="utf-8")
-    page = results.markdown()
-    (out / "results.md").write_text(page, encoding="utf-8")
+    (out / "results.md").write_text(results.markdown(), encoding="utf-8")
     if results.bars:
-        _plot(results, out / "results.png")
-    return page
+        plot_bars(results.bars, out / "results.png", title=results.title, axis=results.axis)
+    if results.confusion is not None:
+        plot_confusion(results.confusion, out / "confusion.png", title=results.title)
 
 
 def build(path: Path, *, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Evaluation:
@@ -113,10 +170,8 @@ def build(path: Path, *, overrides: Sequence[str] = (), trust: Sequence[str] = (
     Raises:
         ValueError: An unknown key, class, option or value; the message says what is accepted.
     """
-    import mm.evaluation.on_questions
-    import mm.evaluation.on_reports
-    import mm.evaluation.on_retrieval  # noqa: F401  # the three imports make the short names known
-
+    for module in _MODULES:
+        importlib.import_module(f"mm.evaluation.{module}")
     content = read_yaml(path)
     if not isinstance(content, dict) or set(content) != {"evaluation"}:
         raise ValueError(f"{path.name}: an evaluation has one key, 'evaluation', with class_path and init_args")
@@ -177,25 +232,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)
-
-
-def _plot(results: Results, file: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("the plot needs matplotlib: pip install 'mm-report[evaluate]'") from error
-    figure = Figure(figsize=(7, 0.42 * len(results.bars) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    for place, (label, value, low, high) in enumerate(results.bars):
-        rival = label.startswith(("baseline", "control"))
-        axes.barh(place, value, color="#9db4c0" if rival else "#1f6f8b", height=0.65)
-        if low < high:
-            axes.plot([low, high], [place, place], color="#222", linewidth=1.2)
-        axes.text(max(value, high) + 0.01, place, f"{value:.3f}", va="center", fontsize=8)
-    axes.set_yticks(range(len(results.bars)), [bar[0] for bar in results.bars], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.08)
-    axes.set_xlabel(results.axis)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(results.title, fontsize=10, loc="left")
-    figure.savefig(file, dpi=130)

@@ -17,6 +17,7 @@ from mm.evaluation.audits import audit
 from mm.evaluation.balanced import balanced_accuracy
 from mm.evaluation.bootstrap import Score, bootstrap
 from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
+from mm.evaluation.items import Items
 from mm.evaluation.labels import labels
 from mm.evaluation.reports import (
     Agreement,
@@ -30,6 +31,7 @@ from mm.evaluation.reports import (
     rouge_l,
     text_labels,
 )
+from mm.evaluation.split import ids_digest
 from mm.evaluation.text_scores import audit_table, text_scores, text_table
 from mm.phantom.dataset import PhantomDataset
 from mm.phantom.table import table_digest
@@ -64,6 +66,8 @@ class ReportEvaluation(Evaluation):
         batch_size: Studies a batch.
     """
 
+    checkpoint: str
+
     def __init__(
         self,
         *,
@@ -86,16 +90,21 @@ class ReportEvaluation(Evaluation):
         """Generates, reads and scores every report."""
         loaded = mm.load(self.checkpoint)
         patients = PhantomDataset(studies=self.studies, seed=self.seed, split="test")
-        seen, judged, answers = [], [], _Answers()
+        seen, judged, answers, ids = [], [], _Answers(), list[str]()
         for part in tracked(batches(self.studies, self.batch_size), what="reports"):
             samples = [patients[index] for index in part]
             seen += [baselines.shallow_features(sample) for sample in samples]
             judged += self._judge(loaded, samples)
+            ids += [sample.study for sample in samples]
             answers.add(loaded, self._batch(loaded, samples), samples)
         truth = answers.labels()
         references = [self._reference(item, number) for number, item in enumerate(judged)]
         rivals, training = self._baselines(np.stack(seen), truth)
-        return self._results(loaded, judged, references, truth, rivals, answers.bound(), training)
+        results = self._results(loaded, judged, references, truth, rivals, answers.bound(), training)
+        split = f"test of phantom, {len(ids)} items, sha256 of their ids {ids_digest(ids)}"
+        right = {"text": text_labels(judged) == truth, "head": head_labels(judged) == truth}
+        each = {f"share of findings right, from the {name}": values.mean(1) for name, values in right.items()}
+        return replace(results, facts={**results.facts, "split": split}, items=Items(tuple(ids), each))
 
     def _batch(self, loaded: Loaded, samples: Sequence[Sample]) -> Batch:
         kept = loaded.preprocessing

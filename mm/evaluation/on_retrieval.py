@@ -1,83 +1,109 @@
-"""Volume to report and back on phantom patients, with the shuffled-pairs control."""
+"""Volume to report and back on phantom patients, or image (or sound) to text on a table, with a shuffled control."""
 
 from dataclasses import asdict, astuple, replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-import mm
-from mm.data.collate import collate
-from mm.evaluation.bootstrap import Score, bootstrap
+from mm.batch import Modality
+from mm.data.readers import INPUTS, open_split
+from mm.data.spec import PhantomSpec, Split, load_spec
+from mm.evaluation.bootstrap import Score
+from mm.evaluation.embed import check_embeds, check_one, check_source, embed_input, embed_texts
 from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
-from mm.evaluation.ranking import rank_all, text_groups
-from mm.evaluation.retrieval import Retrieval, equal_texts, retrieval, shuffled
-from mm.phantom.dataset import PhantomDataset
-from mm.phantom.table import table_digest
+from mm.evaluation.items import Items
+from mm.evaluation.pairs import Pairs, by_image, control
+from mm.evaluation.ranking import Ranking, rank_matches
+from mm.evaluation.retrieval import Retrieval, chance
+from mm.evaluation.split import captions_of, check_captions, size_of, split_facts
 
 
 class RetrievalEvaluation(Evaluation):
     """Recall at 1, 5 and 10, median rank, mAP and nDCG, both ways, duplicate-aware and strict.
 
+    Where an image has several captions, image to text counts the best of them, and text to image asks with every one
+    (Karpathy and Fei-Fei, CVPR 2015).
+
     Args:
         checkpoint: A checkpoint folder, or the name of a shipped one.
-        studies: Test patients; all are candidates.
-        seed: Of the test patients.
+        spec: A data spec with texts: `phantom`, `flickr8k`, `medpix2` or a file.
+        root: Takes the place of the spec's own root folder.
+        source: What is paired with texts; a table has `image` or `audio`.
+        split: Choose on `val`, read `test` once.
+        studies: Only the first so many; None: all of a table, or as many procedural patients as the spec says.
+        seed: Of procedural patients; None: the spec's.
         batch_size: Studies a batch.
     """
 
-    def __init__(self, *, checkpoint: str = "default", studies: int = 200, seed: int = 3, batch_size: int = 8) -> None:
-        if studies < 2 or batch_size < 1:
+    checkpoint: str
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str = "default",
+        spec: str = "phantom",
+        root: str | None = None,
+        source: Modality = "volume",
+        split: Split = "test",
+        studies: int | None = None,
+        seed: int | None = None,
+        batch_size: int = 8,
+    ) -> None:
+        if (studies is not None and studies < 2) or batch_size < 1:
             raise ValueError("studies must be at least 2 and batch_size at least 1")
-        self.checkpoint, self.studies, self.seed, self.batch_size = checkpoint, studies, seed, batch_size
+        given = load_spec(spec, root=root)
+        if seed is not None:
+            if not isinstance(given, PhantomSpec):
+                raise ValueError(f"seed is of procedural patients and data spec {given.name} has none; leave it out")
+            given = replace(given, **{split: replace(getattr(given, split), seed=seed)})
+        self.checkpoint, self.spec, self.root = checkpoint, given, root
+        self.source, self.studies, self.seed, self.batch_size = source, studies, seed, batch_size
+        self.split: Split = split
+        check_captions(self.spec, what="retrieval")
+        check_source(self.spec, source)
+
+    def check(self) -> None:
+        """Whether the checkpoint has both encoders, and they take what the data set has."""
+        super().check()
+        check_embeds(self.loaded, self.source)
+        check_one(self.loaded, self.spec, self.source, self.split)
 
     def run(self) -> Results:
-        """Embeds volumes and reports, each alone, and ranks."""
-        loaded = mm.load(self.checkpoint)
-        kept = loaded.preprocessing
-        patients = PhantomDataset(studies=self.studies, seed=self.seed, split="test")
-        images, words, texts = [], [], []
-        for part in tracked(batches(self.studies, self.batch_size), what="retrieval"):
-            samples = [patients[index] for index in part]
-            texts += [sample.text for sample in samples]
-            batch = collate(samples, loaded.tokenizer, rows=(), max_words=kept.max_words, max_text=kept.max_text)
-            assert batch.text is not None
-            with torch.inference_mode():
-                # The volume is embedded without any other modality in the batch.
-                alone = replace(batch, image=None, audio=None, record=None, text=None, targets=None)
-                embedded = loaded.model.encode(alone).embeddings.volume
-                words.append(loaded.model.embed_text(batch.text))
-            if embedded is None:
-                raise ValueError(f"checkpoint {self.checkpoint!r} has no volume encoder to retrieve with")
-            images.append(embedded)
-        volumes, reports = torch.cat(images).float().cpu(), torch.cat(words).float().cpu()
-        same = equal_texts(texts)
-        rows: dict[str, Retrieval] = {
-            "volume -> report": retrieval(volumes, reports, same),
-            "report -> volume": retrieval(reports, volumes, same.T),
-            "volume -> report, strict": retrieval(volumes, reports),
-            "report -> volume, strict": retrieval(reports, volumes),
-            "control: shuffled pairs": shuffled(volumes, reports, same, seed=0),
+        """Embeds inputs and texts, each alone, and ranks."""
+        images, texts, captions, ids = self._embedded()
+        count, text = len(captions), "report" if isinstance(self.spec, PhantomSpec) else "text"
+        forward, back = f"{self.source} -> {text}", f"{text} -> {self.source}"
+        loose, strict = Pairs.forgiving(captions), Pairs.strict(captions)
+        several = len(texts) > count
+        each = np.arange(count)
+        rankings: dict[str, tuple[Ranking, np.ndarray, float]] = {}
+        for note, pairs in (("", loose), (", strict", strict)):
+            lucky = chance([len(own) for own in pairs.texts], len(texts), 10)
+            rankings[forward + note] = rank_matches(images, texts, pairs.texts), each, lucky
+            lucky = chance([len(own) for own in pairs.images], count, 10)
+            rankings[back + note] = rank_matches(texts, images, pairs.images), pairs.owner, lucky
+        rows = {name: Retrieval.of(ranking.rank, chance_at_10=lucky) for name, (ranking, _, lucky) in rankings.items()}
+        recalls = {
+            name: {k: by_image((ranking.rank <= k).astype(float), owner) for k in (1, 5, 10)}
+            for name, (ranking, owner, _) in rankings.items()
         }
+        if several:  # Wilson's interval would take five captions of one image for five images
+            rows = {name: replace(row, recall_at_10=recalls[name][10]) for name, row in rows.items()}
+        rows = {name: rows[name] for name in (forward, back, f"{forward}, strict", f"{back}, strict")}
+        rows["control: shuffled pairs"] = control(images, texts, loose, seed=0)
         scores: dict[str, Any] = {name: asdict(row) for name, row in rows.items()}
-        groups, each = text_groups(texts), np.arange(len(texts))
-        ordered = {
-            "volume -> report": rank_all(volumes, reports, groups, groups),
-            "report -> volume": rank_all(reports, volumes, groups, groups),
-            "volume -> report, strict": rank_all(volumes, reports, each, each),
-            "report -> volume, strict": rank_all(reports, volumes, each, each),
-        }
-        for name, ranking in ordered.items():
-            for title, values in (("map", ranking.average_precision), ("ndcg", ranking.ndcg)):
-                scores[name][title] = asdict(_mean(values))
+        order: dict[str, tuple[Score, Score]] = {}
+        for name, (ranking, owner, _) in rankings.items():
+            order[name] = by_image(ranking.average_precision, owner), by_image(ranking.ndcg, owner)
+            scores[name] |= {"map": asdict(order[name][0]), "ndcg": asdict(order[name][1])}
+            scores[name]["by_image"] = {f"recall_at_{k}": asdict(score) for k, score in recalls[name].items()}
         return Results(
-            title=f"Retrieval over {self.studies} phantom patients",
-            facts={
-                "checkpoint": str(loaded.identity),
-                "test patients": f"{self.studies}, seed {self.seed}, split test (held-out paraphrases included)",
-                "distinct reports": str(len(set(texts))),
-                "phantom table": table_digest()[:16],
-            },
+            title=f"Retrieval over {count} "
+            + ("phantom patients" if isinstance(self.spec, PhantomSpec) else f"{self.source}s of {self.spec.name}"),
+            facts=self._facts(captions, ids, text),
             scores=scores,
             tables={
                 "Recall": table(
@@ -94,18 +120,54 @@ class RetrievalEvaluation(Evaluation):
                         for name, row in rows.items()
                     ],
                 ),
+                f"Recall [95 %, {self.source}s resampled]": table(
+                    ("direction", "R@1", "R@5", "R@10"),
+                    [(name, *(str(score) for score in found.values())) for name, found in recalls.items()],
+                ),
                 "Order of all items": table(
                     ("direction", "mAP [95 %]", "nDCG [95 %]"),
-                    [(name, str(_mean(row.average_precision)), str(_mean(row.ndcg))) for name, row in ordered.items()],
+                    [(name, str(precision), str(gain)) for name, (precision, gain) in order.items()],
                 ),
             },
             bars=[
                 *((name, *astuple(row.recall_at_10)) for name, row in rows.items()),
-                ("baseline: chance", *(rows["volume -> report"].chance_at_10,) * 3),
+                ("baseline: chance", *(rows[forward].chance_at_10,) * 3),
             ],
             axis="R@10",
+            items=_items(ids, {name: rankings[f"{name}, strict"] for name in (forward, back)}),
         )
 
+    def _embedded(self) -> tuple[Float[Tensor, "N E"], Float[Tensor, "T E"], list[tuple[str, ...]], list[str]]:
+        """Inputs, texts, the captions of each input, and the ids of the studies."""
+        # A phantom's text tells of the inputs that are asked for.
+        inputs = INPUTS if isinstance(self.spec, PhantomSpec) else (self.source,)
+        samples = open_split(self.spec, self.split, inputs=inputs, studies=self.studies)
+        images, words, captions, ids = [], [], list[tuple[str, ...]](), list[str]()
+        for part in tracked(batches(size_of(samples), self.batch_size), what="retrieval"):
+            some = [samples[index] for index in part]
+            said = [captions_of(samples, index, sample) for index, sample in zip(part, some, strict=True)]
+            images.append(embed_input(self.loaded, some, self.source))
+            words.append(embed_texts(self.loaded, [text for own in said for text in own]))
+            captions += said
+            ids += [sample.study for sample in some]
+        return torch.cat(images), torch.cat(words), captions, ids
 
-def _mean(values: np.ndarray) -> Score:
-    return bootstrap(lambda drawn: float(values[drawn].mean()), len(values))
+    def _facts(self, captions: list[tuple[str, ...]], ids: list[str], text: str) -> dict[str, str]:
+        facts = {"checkpoint": str(self.loaded.identity)}
+        if isinstance(self.spec, PhantomSpec):
+            seed = getattr(self.spec, self.split).seed
+            held_out = " (held-out paraphrases included)" if self.split == "test" else ""
+            facts[f"{self.split} patients"] = f"{len(ids)}, seed {seed}, split {self.split}{held_out}"
+        every = [caption for own in captions for caption in own]
+        facts[f"distinct {text}s"] = f"{len(set(every))}" + (f" of {len(every)}" if len(every) > len(ids) else "")
+        return {**facts, **split_facts(self.spec, self.split, ids)}
+
+
+def _items(ids: list[str], rankings: dict[str, tuple[Ranking, np.ndarray, float]]) -> Items:
+    """Strict hits of each image; of its texts the mean, because the texts of one image are not independent."""
+    scores = {}
+    for name, (ranking, owner, _) in rankings.items():
+        for k in (1, 5, 10):
+            hits = np.bincount(owner, weights=(ranking.rank <= k).astype(float))
+            scores[f"{name}, R@{k}"] = hits / np.bincount(owner)
+    return Items(tuple(ids), scores)

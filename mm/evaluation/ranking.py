@@ -1,8 +1,9 @@
 """Rank, average precision and nDCG of every query, in tiles: 25,000 x 25,000 needs less than 64 MB besides its inputs.
 
-What matches is said by numbers, not by a table of all pairs: item m is a match of query n where their groups are equal.
-Groups by number are strict pairs; groups by text (`text_groups`) forgive duplicates. Scores of matches are read from
-the product they are compared with: a second product may round otherwise, and a perfect model then loses to itself.
+What matches is said by numbers, not by a table of all pairs: by the items of each query (`rank_matches`), or by groups,
+where item m is a match of query n if theirs are equal (`rank_all`). Groups by number are strict pairs; groups by text
+(`text_groups`) forgive duplicates. Scores of matches are read from the product they are compared with: a second product
+may round otherwise, and a perfect model then loses to itself.
 """
 
 from collections.abc import Sequence
@@ -65,20 +66,35 @@ def rank_all(
         ValueError: An embedding isn't finite (nothing is ahead of NaN, so it would score as perfect), or a query has
             no match.
     """
-    check_finite(queries=queries, items=items)
-    alone = ~np.isin(query_groups, item_groups)
-    if alone.any():
-        raise ValueError(f"query_groups: every query needs a match among the items, got {int(alone.sum())} without")
     by_group = np.argsort(item_groups, kind="stable")
     first, last = (np.searchsorted(item_groups, query_groups, side, sorter=by_group) for side in ("left", "right"))
+    spans = zip(first, last, strict=True)
+    return rank_matches(queries, items, [by_group[start:end] for start, end in spans], depth=depth)
+
+
+def rank_matches(
+    queries: Float[Tensor, "N D"],
+    items: Float[Tensor, "M D"],
+    matches: Sequence[Int[np.ndarray, " _"]],
+    *,
+    depth: int | None = None,
+) -> Ranking:
+    """`rank_all` where each query names its matches among the items, each once.
+
+    Raises:
+        ValueError: See `rank_all`.
+    """
+    check_finite(queries=queries, items=items)
+    alone = sum(not len(chosen) for chosen in matches)
+    if alone:
+        raise ValueError(f"matches: every query needs one among the items, got {alone} without")
     gain = _gain(len(items), depth)
     number = len(queries)
     result = Ranking(np.zeros(number, dtype=np.int64), np.zeros(number), np.zeros(number))
     tile = max(1, TILE_BYTES // (items.element_size() * len(items)))
     for start in range(0, number, tile):
         scores = (queries[start : start + tile] @ items.T).numpy()
-        matches = [by_group[first[n] : last[n]] for n in range(start, start + len(scores))]
-        found = [row[chosen] for row, chosen in zip(scores, matches, strict=True)]
+        found = [row[chosen] for row, chosen in zip(scores, matches[start : start + len(scores)], strict=True)]
         for n, (row, matched) in enumerate(zip(scores, found, strict=True), start=start):
             result.rank[n], result.average_precision[n], result.ndcg[n] = _row(row, np.sort(matched), gain)
     return result

@@ -1,9 +1,11 @@
-"""Recall at k and median rank, both ways, strict and duplicate-aware, with a shuffled control."""
+"""Recall at k and median rank of one direction of retrieval, and what chance would give."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -20,7 +22,7 @@ class Retrieval:
     """One direction: share of queries whose match is among the first k, and the median rank (1 is best).
 
     Attributes:
-        recall_at_10: With Wilson's 95 % interval.
+        recall_at_10: With Wilson's 95 % interval, which takes queries for independent of each other.
     """
 
     recall_at_1: float
@@ -30,8 +32,9 @@ class Retrieval:
     chance_at_10: float
 
     @classmethod
-    def of(cls, ranks: Int[Tensor, " N"], *, chance_at_10: float) -> "Retrieval":
+    def of(cls, ranks: Int[Tensor, " N"] | Int[np.ndarray, " N"], *, chance_at_10: float) -> "Retrieval":
         """From the rank of each query's best match (1 is best)."""
+        ranks = torch.as_tensor(ranks)
         hits = {k: int((ranks <= k).sum()) for k in (1, 5, 10)}
         ten = Score(hits[10] / len(ranks), *wilson(hits[10], len(ranks)))
         return cls(hits[1] / len(ranks), hits[5] / len(ranks), ten, ranks.double().median().item(), chance_at_10)
@@ -88,50 +91,12 @@ def check_finite(**embeddings: Float[Tensor, "_ D"]) -> None:
             raise ValueError(f"{name} must be finite, got {broken} rows that aren't")
 
 
-def equal_texts(texts: Sequence[str]) -> Bool[Tensor, "N N"]:
-    """True where two texts are the same after folding case and white space."""
-    ids: dict[str, int] = {}
-    folded = torch.tensor([ids.setdefault(" ".join(text.lower().split()), len(ids)) for text in texts])
-    return folded[:, None] == folded[None, :]
-
-
-def chance(positive: Bool[Tensor, "N N"], k: int) -> float:
-    """The recall at k of a random order: 1 - C(N - p, k) / C(N, k), averaged over queries with p matches."""
-    num_items = positive.shape[1]
-    misses = []
-    for matches in positive.sum(dim=1).tolist():
-        miss = 1.0
-        for drawn in range(min(k, num_items)):
-            miss *= max(num_items - matches - drawn, 0) / (num_items - drawn)
-        misses.append(miss)
-    return 1.0 - sum(misses) / len(misses)
-
-
-def retrieval(
-    queries: Float[Tensor, "N D"], items: Float[Tensor, "N D"], positive: Bool[Tensor, "N N"] | None = None
-) -> Retrieval:
-    """Scores of one direction; `positive` as in `ranks`."""
-    known = torch.eye(len(items), dtype=torch.bool) if positive is None else positive
-    return Retrieval.of(ranks(queries, items, known), chance_at_10=chance(known, 10))
-
-
-def shuffled(
-    queries: Float[Tensor, "N D"],
-    items: Float[Tensor, "N D"],
-    positive: Bool[Tensor, "N N"],
-    *,
-    seed: int,
-    orders: int = 100,
-) -> Retrieval:
-    """The control: pairs drawn at random, `orders` times. Scores that lie above chance here have seen the answer.
-
-    One order alone scatters by a third of chance and more. The interval is where 95 % of the orders lie.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    # Items move, the pairing stays by index: query n is now told that a stranger's item is its match.
-    orders_of = (torch.randperm(len(items), generator=generator) for _ in range(orders))
-    drawn = torch.stack([ranks(queries, items[order], positive) for order in orders_of])
-    tens = (drawn <= 10).double().mean(1)
-    low, high = tens.quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
-    pooled = Retrieval.of(drawn.flatten(), chance_at_10=chance(positive, 10))
-    return replace(pooled, recall_at_10=Score(pooled.recall_at_10.value, low, high))
+def chance(matches: Sequence[int], num_items: int, k: int) -> float:
+    """The recall at k of a random order: 1 - C(N - p, k) / C(N, k), averaged over queries with p matches of N items."""
+    misses = {
+        number: math.prod(
+            max(num_items - number - drawn, 0) / (num_items - drawn) for drawn in range(min(k, num_items))
+        )
+        for number in set(matches)
+    }
+    return 1.0 - sum(misses[number] for number in matches) / len(matches)

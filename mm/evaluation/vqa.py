@@ -62,6 +62,30 @@ def most_frequent(train: Sequence[Question], test: Sequence[Question]) -> list[s
     return [usual[question.closed][0][0] if usual[question.closed] else "" for question in test]
 
 
+def image_only(
+    train: Sequence[Question],
+    test: Sequence[Question],
+    near: Sequence[Sequence[int]],
+) -> list[str]:
+    """The most frequent answer to the training questions on like images, whatever was asked: what looking alone gives.
+
+    Args:
+        train: Training questions.
+        test: Of the questions nothing is read but whether they are closed ones, as `most_frequent` does.
+        near: For each of `test` the training questions on images like its own; those of the other kind don't count,
+            and where none is left all training questions do.
+    """
+    known = [(question.closed, normalise(question.answer)) for question in train]
+    usual = most_frequent(train, test)
+    overall = Counter(known)
+    answers = []
+    for question, rows, fallback in zip(test, near, usual, strict=True):
+        counts = Counter(known[row] for row in rows if known[row][0] == question.closed)
+        best = max(counts, key=lambda answer: (counts[answer], overall[answer], answer), default=None)
+        answers.append(fallback if best is None else best[1])
+    return answers
+
+
 def question_only(train: Sequence[Question], test: Sequence[Question]) -> list[str]:
     """A logistic regression on the question's words: what can be had without looking.
 

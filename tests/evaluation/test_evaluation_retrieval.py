@@ -1,11 +1,15 @@
 import pytest
 import torch
 
-from mm.evaluation.retrieval import chance, equal_texts, ranks, retrieval, shuffled
+from mm.evaluation.retrieval import Retrieval, chance, ranks
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def retrieval(queries: torch.Tensor, items: torch.Tensor) -> Retrieval:
+    return Retrieval.of(ranks(queries, items), chance_at_10=chance([1] * len(queries), len(items), 10))
 
 
 def test_a_perfect_model_reads_one():
@@ -37,19 +41,8 @@ def test_embeddings_that_are_no_numbers_are_refused(value):
             retrieval(*pair)
 
 
-def test_equal_texts_are_all_right():
-    texts = ["No finding.", "no  finding.", "A nodule."]
-    positive = equal_texts(texts)
-    assert positive.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
-    items = torch.eye(3)
-    swapped = items[[1, 0, 2]]
-    assert retrieval(swapped, items, positive).recall_at_1 == 1.0
-    assert retrieval(swapped, items).recall_at_1 == pytest.approx(1 / 3)
-
-
-def test_shuffled_pairs_score_chance():
-    items = unit(500, 16)
-    positive = torch.eye(500, dtype=torch.bool)
-    scores = [shuffled(items, items, positive, seed=seed).recall_at_10.value for seed in range(8)]
-    assert sum(scores) / len(scores) == pytest.approx(10 / 500, abs=0.012)
-    assert chance(positive, 10) == pytest.approx(10 / 500)
+def test_chance_is_that_of_drawing_without_putting_back():
+    assert chance([1] * 500, 500, 10) == pytest.approx(10 / 500)
+    assert chance([2], 5, 2) == pytest.approx(1 - 3 / 10)  # of ten pairs three hold neither
+    assert chance([1, 2], 5, 2) == pytest.approx((0.4 + 0.7) / 2)
+    assert chance([1], 4, 10) == 1.0
