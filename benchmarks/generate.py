@@ -89,7 +89,7 @@ def continuous(
     decoder: MoEDecoder, writing: Writing, memory: Tokens, lengths: list[int], *, refill: bool = True
 ) -> list[list[int]]:
     """The engine, 16 rows at a time; without refill the next 16 begin when the last of these has ended."""
-    engine = Engine(decoder, max_sequences=BATCH, num_blocks=512, group=4, max_wait=0.05)
+    engine = Engine(decoder, max_sequences=BATCH, num_blocks=512, group=2, max_wait=0.05)
     rows = engine.requests(writing, memory)
     rows = [replace(row, sampling=Sampling(length)) for row, length in zip(rows, lengths, strict=True)]
     step = len(rows) if refill else BATCH
