@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mm.decoder.capacity import within_capacity
 from mm.decoder.groups import GroupLimit
+from mm.decoder.tally import tally
 
 Gates = Literal["renormalised", "softmax", "sigmoid", "sigmoid_renormalised"]
 
@@ -124,7 +125,7 @@ class Router(nn.Module):
             gates = gates * self.scale
             probabilities = scores / (scores.sum(-1, keepdim=True) + 1e-20) if sigmoid else scores
             tokens, choices = max(len(x), 1), max(experts.numel(), 1)
-            load = torch.bincount(experts.flatten(), minlength=self.num_experts).float() / choices
+            load = tally(experts.flatten(), self.num_experts).float() / choices
             factor = self.capacity_factor if self.training else self.evaluation_capacity_factor
             dropped = load.new_zeros(())
             if factor is not None:
