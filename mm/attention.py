@@ -8,6 +8,7 @@ Keys and values may have fewer heads than queries: each is then read by a group 
 xFormers' forward; they are copied for each reader in training, for its kernels know no grouped backward.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable
 from functools import cache
@@ -25,6 +26,8 @@ __all__ = ["Causal", "Full", "Keys", "Mask", "Packed", "Paged", "Window", "atten
 SPLIT_K_WIDTHS = (16, 32, 64, 128, 256, 512)
 """Head widths that xFormers' paged kernel (Triton split-K) is written for."""
 SPLIT_K_QUERIES = 16
+SPLIT_K_CAPABILITY = (8, 0)
+KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 SPLIT_K_PAGE = 64
 WIDEST = 256
 """Head width up to which the half-precision kernel goes; wider heads are left to PyTorch."""
@@ -147,15 +150,40 @@ def _attend_xformers(
     """XFormers' kernels on CUDA, or None where they have none for this case."""
     if isinstance(mask, Paged):
         return _attend_paged(q, k, v, mask=mask, scale=scale) if dropout == 0 else None
-    if max(q.shape[3], v.shape[3]) > WIDEST:
+    if not _has_kernel(q, k, v, mask=mask):
         return None
-    if v.shape[3] < k.shape[3]:
+    narrow = v.shape[3]
+    if narrow < k.shape[3]:
         # The half-precision kernel wants equal widths (latent attention has narrower values): zeros are cut off again.
-        wide = F.pad(v, (0, k.shape[3] - v.shape[3]))
-        out = _attend_xformers(
-            q, k, wide, mask=mask, scale=q.shape[3] ** -0.5 if scale is None else scale, dropout=dropout
-        )
-        return None if out is None else out[..., : v.shape[3]]
+        v = F.pad(v, (0, k.shape[3] - narrow))
+    try:
+        out = _run_xformers(q, k, v, mask=mask, scale=scale, dropout=dropout)
+    except NotImplementedError:
+        # No kernel takes it after all: bfloat16 before Ampere, table biases and float32 after Hopper, widths that
+        # don't fill 16 bytes, deterministic algorithms asked for.
+        return None
+    return out if out.shape[3] == narrow else out[..., :narrow]
+
+
+def _has_kernel(q: Tensor, k: Tensor, v: Tensor, *, mask: Mask) -> bool:
+    """Whether xFormers is asked at all."""
+    if max(q.shape[3], v.shape[3]) > WIDEST or q.dtype not in KERNEL_TYPES:
+        return False
+    if isinstance(mask, Keys):
+        # One query a row: PyTorch's attention reads grouped keys in place, these kernels would want copies.
+        return q.shape[1] > 1 or q.shape[2] == k.shape[2]
+    if isinstance(mask, Packed):
+        return all(width > 0 for height, width in zip(mask.queries, mask.key_lengths, strict=True) if height > 0)
+    if isinstance(mask, Window) and q.dtype == torch.float32:
+        # Only the half-precision kernel knows a two-sided window, or the gradient of any.
+        return mask.right == 0 and not _learns(q, k, v)
+    return isinstance(mask, Full | Causal | Window)  # nobody knows a mask of another room, such as a written-out table
+
+
+def _run_xformers(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, scale: float | None, dropout: float
+) -> Float[Tensor, "B M H W"]:
+    """Values as wide as keys, or wider."""
     readers = q.shape[2] // k.shape[2]
     grouped = readers > 1 and not isinstance(mask, Keys) and not _learns(q, k, v)
     if not grouped:
@@ -178,13 +206,9 @@ def _attend_xformers(
         bias = additive(seen | ~some, q.dtype).expand(len(q), q.shape[2], -1, -1)
         return run(q, bias).masked_fill(~some[:, :, None], 0)
     if isinstance(mask, Packed):
-        if any(height > 0 and width == 0 for height, width in zip(mask.queries, mask.key_lengths, strict=True)):
-            return None
         return run(q, mask.bias(q_len, k_len, device=q.device))
     assert isinstance(mask, Causal | Window), f"no kernel is chosen for {type(mask).__name__}"
     ahead = mask.right if isinstance(mask, Window) else 0
-    if ahead > 0 and q.dtype == torch.float32:
-        return None  # only the half-precision kernel knows a two-sided window
     # The first queries of a long one stand before every key; they are left out and come back as zeros.
     early = max(0, q_len - k_len - ahead)
     out = run(q[:, early:], mask.bias(q_len - early, k_len))
@@ -200,9 +224,10 @@ def _attend_paged(
         and q.shape[3] in SPLIT_K_WIDTHS
         and v.shape[3] == q.shape[3]
         and mask.page_size % SPLIT_K_PAGE == 0
-        and q.dtype != torch.float32
+        and q.dtype in (torch.float16, torch.bfloat16)
         and not _learns(q, k, v)
-        and int(mask.lengths.min()) >= q.shape[1]
+        and min(mask.counts, default=0) >= q.shape[1]
+        and _has_split_k(q.device)
     )
     if not fits:
         return None
@@ -230,6 +255,15 @@ def _grouped(q: Tensor, readers: int) -> Float[Tensor, "B M G R K"]:
     return q.reshape(*q.shape[:2], -1, readers, q.shape[3])
 
 
+@cache
+def _has_split_k(device: torch.device) -> bool:
+    """Whether the paged kernel runs there: it is written in Triton, which Windows lacks, for Ampere and newer."""
+    return (
+        importlib.util.find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device) >= SPLIT_K_CAPABILITY
+    )
+
+
 def _learns(*tensors: Tensor) -> bool:
     """Whether a backward pass will follow."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -240,6 +274,11 @@ def _ops() -> Any:
     """xformers.ops, or None where it isn't installed (it has no wheels for macOS and arm64)."""
     try:
         import xformers.ops
+        import xformers.ops.fmha.common
     except ImportError:
         return None
+    if torch.version.cuda is not None:
+        # The extension in its wheel wants CUDA 12 and doesn't load beside PyTorch for CUDA 13. xFormers then refuses
+        # every tensor on CUDA, though the kernels asked for here are PyTorch's own and Triton's and need none of it.
+        xformers.ops.fmha.common._built_with_cuda = True  # noqa: SLF001
     return xformers.ops

@@ -8,7 +8,7 @@ the bottom right: the last query sees the last key, so that a short query agains
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -165,11 +165,20 @@ class Packed(Mask):
         return seen[None]
 
     def bias(self, q_len: int, k_len: int, *, device: torch.device | str = "cpu") -> object:  # noqa: ARG002
-        """BlockDiagonalMask, or BlockDiagonalCausalFromBottomRightMask, perhaps made local."""
-        name = "BlockDiagonalCausalFromBottomRightMask" if self.causal else "BlockDiagonalMask"
-        lengths = [list(self.queries), list(self.key_lengths)]
-        bias = getattr(_biases(), name).from_seqlens(*lengths, device=torch.device(device))
-        return bias if self.left is None else bias.make_local_attention_from_bottomright(self.left + 1)
+        """BlockDiagonalMask, or BlockDiagonalCausalFromBottomRightMask, perhaps local; made once for all layers."""
+        device = torch.device(device)
+        if device not in self._made:
+            name = "BlockDiagonalCausalFromBottomRightMask" if self.causal else "BlockDiagonalMask"
+            lengths = [list(self.queries), list(self.key_lengths)]
+            bias = getattr(_biases(), name).from_seqlens(*lengths, device=device)
+            self._made[device] = (
+                bias if self.left is None else bias.make_local_attention_from_bottomright(self.left + 1)
+            )
+        return self._made[device]
+
+    @cached_property
+    def _made(self) -> dict[torch.device, object]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,15 @@ class Paged(Mask):
     block_tables: Int[Tensor, "B J"]
     lengths: Int[Tensor, " B"]
     page_size: int
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """The lengths as numbers; a device is waited for once, not in every layer."""
+        return tuple(self.lengths.tolist())
+
+    @cached_property
+    def _made(self) -> dict[int, object]:
+        return {}
 
     def place(self) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Where in the pool each position of each sequence lies, and whether it is in use."""
@@ -211,14 +229,17 @@ class Paged(Mask):
         return seen
 
     def bias(self, q_len: int, k_len: int) -> object:  # noqa: ARG002
-        """PagedBlockDiagonalCausalWithOffsetPaddedKeysMask over queries [1 B*M H K]."""
-        return _biases().PagedBlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens(
-            q_seqlen=[q_len] * len(self.lengths),
-            kv_seqlen=[int(length) for length in self.lengths.tolist()],
-            block_tables=self.block_tables.to(torch.int32),
-            page_size=self.page_size,
-            device=self.block_tables.device,
-        )
+        """PagedBlockDiagonalCausalWithOffsetPaddedKeysMask over queries [1 B*M H K]; made once for all layers."""
+        if q_len not in self._made:
+            kind = _biases().PagedBlockDiagonalCausalWithOffsetPaddedKeysMask
+            self._made[q_len] = kind.from_seqlens(
+                q_seqlen=[q_len] * len(self.counts),
+                kv_seqlen=list(self.counts),
+                block_tables=self.block_tables.to(torch.int32),
+                page_size=self.page_size,
+                device=self.block_tables.device,
+            )
+        return self._made[q_len]
 
 
 def additive(seen: Bool[Tensor, "C M N"], dtype: torch.dtype) -> Float[Tensor, "C 1 M N"]:

@@ -93,11 +93,16 @@ class Rotary(nn.Module):
         super().__init__()
         if head_width % 2:
             raise ValueError(f"head_width must be even for rotary positions, got {head_width}")
+        self.base = base
         self.register_buffer("frequencies", rotary_frequencies(head_width, base=base), persistent=False)
 
     def forward(self, x: Float[Tensor, "B M H K"], positions: Int[Tensor, "#B M"]) -> Float[Tensor, "B M H K"]:
         """Each vector turned by the angle of its position."""
-        return Angles.at(positions, self.frequencies).turn(x)
+        frequencies = self.frequencies
+        if frequencies.dtype != torch.float32:
+            # A module turned to bfloat16 has its buffers rounded: angles of far positions would be wrong.
+            frequencies = rotary_frequencies(2 * len(frequencies), base=self.base, device=frequencies.device)
+        return Angles.at(positions, frequencies).turn(x)
 
 
 class SelfAttention(nn.Module):

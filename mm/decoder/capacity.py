@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mm.decoder.tally import tally
+
 
 def within_capacity(experts: Int[Tensor, "T k"], *, num_experts: int, factor: float) -> Bool[Tensor, "T k"]:
     """True where the expert still had room: it takes ceil(factor * T * k / E) choices (Switch, Fedus et al. 2021).
@@ -15,7 +17,7 @@ def within_capacity(experts: Int[Tensor, "T k"], *, num_experts: int, factor: fl
     capacity = math.ceil(factor * experts.numel() / num_experts)
     queue = experts.T.flatten()
     order = queue.argsort(stable=True)
-    counts = torch.bincount(queue, minlength=num_experts)
+    counts = tally(queue, num_experts)
     first = counts.cumsum(0) - counts
     # How many stand before each in its expert's own queue; sorting finds it without a table of choices by experts.
     before = torch.empty_like(queue)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mm.decoder.groups import GroupLimit
 from mm.decoder.router import Gates, Router, Routing
+from mm.decoder.tally import tally
 from mm.transformer import SwiGLU
 
 ALIGNMENT = 8
@@ -109,7 +110,7 @@ class MixtureOfExperts(nn.Module):
         routing = self.router(x)
         order = routing.experts.flatten().argsort(stable=True)
         token = order // self.router.experts_per_token
-        counts = torch.bincount(routing.experts.flatten(), minlength=self.experts.num_experts)
+        counts = tally(routing.experts.flatten(), self.experts.num_experts)
         out = self.experts(x.index_select(0, token), counts)
         out = out * routing.gates.flatten()[order, None].to(out.dtype)
         start = torch.zeros_like(x, dtype=out.dtype) if self.shared is None else self._share(x).to(out.dtype)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mm.attention import Mask, Paged, attend
+from mm.decoder.paged import Table
 from mm.transformer import Angles, KeyValueCache, RMSNorm
 
 
@@ -103,8 +104,11 @@ class LatentAttention(nn.Module):
         k_turned = angles.turn(k_turned, neighbours=self.neighbours)
         if cache is not None:
             latent, k_turned = cache.update(latent, k_turned)
-        pool = isinstance(mask, Paged)  # whose latents are of all sequences: never written out
-        absorb = pool or (cache is not None and self._absorbed_is_cheaper(x.shape[1], latent.shape[1]))
+        if isinstance(mask, Paged):
+            # No paged kernel has keys and values of unequal width: each row's own are taken out of the pool.
+            places, _ = mask.place()
+            latent, k_turned, mask = latent[0, places], k_turned[0, places], Table(mask.logical(x.shape[1]))
+        absorb = cache is not None and self._absorbed_is_cheaper(x.shape[1], latent.shape[1])
         read = self._read_absorbed if absorb else self._read_written_out
         out: Tensor = self.out(read(q_plain, q_turned, latent, k_turned, mask=mask).flatten(2))
         return out

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mm.decoder.capacity import within_capacity
 from mm.decoder.groups import GroupLimit
+from mm.decoder.tally import tally
 
 Gates = Literal["renormalised", "softmax", "sigmoid", "sigmoid_renormalised"]
 
@@ -35,8 +36,7 @@ class Routing:
     @cached_property
     def load(self) -> Float[Tensor, " E"]:
         """Share of the T * k choices that each of the E experts got, before any was dropped."""
-        counts = torch.bincount(self.experts.flatten(), minlength=self.logits.shape[1])
-        return counts.float() / max(self.experts.numel(), 1)
+        return tally(self.experts.flatten(), self.logits.shape[1]).float() / max(self.experts.numel(), 1)
 
     @cached_property
     def load_balancing_loss(self) -> Float[Tensor, ""]:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mm.decoder.router import Routing
+from mm.decoder.tally import tally
 
 
 @dataclass(frozen=True)
@@ -55,4 +56,4 @@ def visits(routing: Routing, groups: Int[Tensor, " T"], *, num_groups: int) -> I
     """
     num_experts = len(routing.load)
     cells = groups[:, None] * num_experts + routing.experts
-    return torch.bincount(cells.flatten(), minlength=num_groups * num_experts).view(num_groups, num_experts)
+    return tally(cells.flatten(), num_groups * num_experts).view(num_groups, num_experts)
