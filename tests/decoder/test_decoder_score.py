@@ -78,7 +78,7 @@ def test_every_answer_scores_as_with_teacher_forcing(decoder, asked, most_rows):
     got, counted = scored(decoder, *asked, most_rows=most_rows)
     expected = torch.stack([teacher_forced(decoder, *asked, answer) for answer in ANSWERS], dim=1)
     assert got.shape == (5, len(ANSWERS))
-    assert (got - expected).abs().max() < 1e-5
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-6)
     assert counted.widest <= (most_rows or 1024)
 
 
