@@ -5,8 +5,6 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from cached_studies import Studies, chance, situations, truth_of
-from jaxtyping import Float
-from torch import Tensor
 
 from mm.batch import SLOT_KINDS, Sample, Writing
 from mm.decoder.decoder import MoEDecoder
@@ -103,12 +101,12 @@ class Judge:
 
 
 def together(parts: tuple[Routing, ...]) -> Routing:
-    """One layer's routing of several batches as if they had been one; load and entropy only."""
-    tokens: Float[Tensor, " parts"] = torch.tensor([float(len(part.experts)) for part in parts])
-    share = tokens / tokens.sum()
-    load = torch.stack([part.load for part in parts])
-    entropy = torch.stack([part.entropy for part in parts])
-    return replace(parts[0], load=(share[:, None] * load).sum(0), entropy=(share * entropy).sum())
+    """One layer's routing of several batches as if they had been one; nothing is dropped in evaluation."""
+    joined = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in ("experts", "gates", "logits", "probabilities")
+    }
+    return Routing(**joined, dropped=parts[0].dropped)
 
 
 def read_back(sample: Sample, written: list[str]) -> list[bool]:
