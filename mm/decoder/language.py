@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mm.attention import Causal, Keys, Mask, Window
+from mm.attention import Causal, Keys, Mask, Packed, Window
 from mm.batch import Padded
 from mm.decoder.cache import DecodingState, LayerCache
 from mm.decoder.experts import MixtureOfExperts
@@ -178,6 +178,30 @@ class LanguageModel(nn.Module):
         window = self.config.window
         mask: Mask = Causal() if window is None or window >= ids.shape[1] else Window(window - 1)
         return self._run(self.embedding(ids), mask=mask, positions=places, real=real, caches=caches)
+
+    def packed(self, rows: Padded) -> tuple[Float[Tensor, "T D"], tuple[Routing, ...]]:
+        """The same over real tokens alone, one row behind the other: nothing is computed for padding.
+
+        For training on rows of very unequal length: xFormers' block-diagonal kernel on CUDA, elsewhere row by row.
+
+        Args:
+            rows: Of at least one token each.
+
+        Returns:
+            What `logits` reads for the T real tokens of all rows, in order, and the routers' choices.
+
+        Raises:
+            ValueError: A row is empty, or longer than the context.
+        """
+        lengths = tuple(rows.lengths.tolist())
+        if not lengths or min(lengths) < 1:
+            raise ValueError("every row must have at least 1 token, got 0")
+        self._fits(max(lengths))
+        places = torch.arange(rows.values.shape[1], device=rows.values.device).expand_as(rows.values)[rows.mask]
+        window = self.config.window
+        mask = Packed(lengths, causal=True, left=None if window is None else window - 1)
+        hidden, routings = self._run(self.embedding(rows.values[rows.mask])[None], mask=mask, positions=places[None])
+        return hidden[0], routings
 
     def logits(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Of the next token."""

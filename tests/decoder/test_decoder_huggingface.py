@@ -208,6 +208,24 @@ def test_padding_never_changes_a_result_and_is_never_routed(pair: Pair) -> None:
         assert len(routing.experts) == 13
 
 
+def test_packed_rows_train_as_padded_ones(pair: Pair) -> None:
+    _, ours, _ = pair
+    ids = torch.randint(96, (3, 9), generator=torch.Generator().manual_seed(6))
+    rows = Padded(ids, torch.tensor([9, 1, 4]))
+    grads = []
+    for packed in (False, True):
+        hidden = ours.packed(rows)[0] if packed else ours.hidden(ids, lengths=rows.lengths)[0][rows.mask]
+        logits = ours.logits(hidden)
+        ours.zero_grad()
+        logits.square().mean().backward()
+        grads.append([logits.detach(), *(parameter.grad.clone() for parameter in ours.parameters())])
+    ours.zero_grad()
+    for padded, alone in zip(*grads, strict=True):
+        torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="at least 1 token"):
+        ours.packed(Padded(ids, torch.tensor([9, 0, 4])))
+
+
 def test_the_round_trip_is_byte_for_byte_and_transformers_reads_it(pair: Pair, tmp_path: Path) -> None:
     theirs, ours, folder = pair
     write_language_model(ours, tmp_path)
