@@ -1,5 +1,6 @@
 """What tests of several rooms need: a checkpoint folder with every part of a model, tiny and untrained."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from mm.data.readers import texts
 from mm.data.spec import load_spec
 from mm.data.tokenizer import train_tokenizer
 from mm.training.checkpoint import Card, Preprocessing, build, save
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker a core: more threads than cores make small tests ten times slower, and sums depend on how many there are.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 @pytest.fixture(scope="session")
