@@ -4,10 +4,12 @@ Headers only. Nothing here writes an element's value to a log or into an excepti
 a patient are left out of every `repr`.
 """
 
+import gc
 import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -27,6 +29,7 @@ from mm.dicom.siblings import Siblings
 from mm.dicom.split import Part, split
 
 LARGEST_COMPARED: Final = 1 << 30  # bytes of decoded pixels
+COLLECTED_EVERY: Final = 1000  # files
 
 
 @dataclass(frozen=True)
@@ -297,6 +300,22 @@ def _once(instances: Iterable[Instance]) -> tuple[list[Instance], list[Rejected]
     return kept, rejected
 
 
+@contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Puts off the search for cycles, of which headers have none: it walks every object of the process.
+
+    Beside torch, MONAI and the like it takes longer than reading 300 headers. `scan` collects what is young now and
+    then, for pydicom's data sets.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def scan(source: str | Path | Sequence[str | Path], progress: Callable[[int, int], None] | None = None) -> Scan:
     """Reads the headers of every file and groups them.
 
@@ -317,15 +336,18 @@ def scan(source: str | Path | Sequence[str | Path], progress: Callable[[int, int
     patients: dict[str, set[str]] = defaultdict(set)
     found: list[Instance] = []
     siblings = Siblings()
-    for number, path in enumerate(paths, 1):
-        try:
-            if str(path)[-8:].upper() == "DICOMDIR" and path.name.upper() == "DICOMDIR":
-                raise FileError("dicomdir")
-            found.append(read_header(path, siblings))
-        except FileError as error:
-            rejected.append(Rejected(path, error.reason, error.place, *(error.belongs_to or ("", ""))))
-        if progress is not None:
-            progress(number, len(paths))
+    with _seldom_collected():
+        for number, path in enumerate(paths, 1):
+            try:
+                if str(path)[-8:].upper() == "DICOMDIR" and path.name.upper() == "DICOMDIR":
+                    raise FileError("dicomdir")
+                found.append(read_header(path, siblings))
+            except FileError as error:
+                rejected.append(Rejected(path, error.reason, error.place, *(error.belongs_to or ("", ""))))
+            if progress is not None:
+                progress(number, len(paths))
+            if number % COLLECTED_EVERY == 0:
+                gc.collect(1)
     for instance in found:
         patients[instance.study_instance_uid].add(instance.patient_id)
     unique, twice = _once(found)
