@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mm.masks import Causal, Full, Keys, Mask, Packed, Paged, Window, additive
 
-__all__ = ["Causal", "Full", "Keys", "Mask", "Packed", "Paged", "Window", "attend"]
+__all__ = ["Causal", "Full", "Keys", "Mask", "Packed", "Paged", "Window", "additive", "attend"]
 
 SPLIT_K_WIDTHS = (16, 32, 64, 128, 256, 512)
 """Head widths that xFormers' paged kernel (Triton split-K) is written for."""

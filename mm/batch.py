@@ -75,6 +75,8 @@ class SpecialIds:
 
 
 SPECIAL_IDS = SpecialIds()
+NUM_SPECIALS = len(fields(SpecialIds))
+"""Id NUM_SPECIALS + i is token i of a vocabulary."""
 
 
 # ---------------------------------------------------------------------------------------------- networks

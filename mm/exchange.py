@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 import torch
 
+from mm.batch import NUM_SPECIALS
 from mm.data.foreign_tokenizer import LARGEST_FILE
 from mm.data.gguf_tokenizer import gguf_source
 from mm.data.tokenizer import Tokenizer, import_tokenizer
@@ -16,7 +17,7 @@ from mm.decoder.folder import VOCABULARY, check_empty, read_decoder, write_decod
 from mm.decoder.gguf import open_gguf
 from mm.decoder.huggingface import read_language_model, write_language_model
 from mm.decoder.huggingface_config import read_config
-from mm.decoder.imported import NUM_SPECIALS, upcycled, with_specials, without_specials
+from mm.decoder.imported import upcycled, with_specials, without_specials
 from mm.decoder.language import LanguageModel
 
 Dtype = Literal["float32", "bfloat16"]

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mm.batch import SPECIAL_IDS, Language, SpecialIds
+from mm.batch import NUM_SPECIALS, SPECIAL_IDS, Language, SpecialIds
 from mm.data.foreign_tokenizer import FORMAT, LARGEST_FILE, ForeignVocabulary, read_sealed, read_vocabulary
 from mm.data.text_vocabulary import TextVocabulary, read_content
 
@@ -33,7 +33,7 @@ PLACEHOLDERS: Final[dict[str, int]] = {
     "<days>": SPECIAL_IDS.days,
     "<findings>": SPECIAL_IDS.findings,
 }
-MIN_VOCAB_SIZE: Final = len(SPECIALS) + 256
+MIN_VOCAB_SIZE: Final = NUM_SPECIALS + 256
 _PRINTED: Final = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 # How a byte-level vocabulary spells bytes (Radford 2019): printable Latin-1 as it is, the others from U+0100 on.
 _BYTES: Final = {chr(byte): byte for byte in _PRINTED} | {
@@ -82,16 +82,16 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id that a text can give; at most what training was asked for."""
         if self._foreign is not None:
-            return len(SPECIALS) + self._foreign.num_ids
-        return len(SPECIALS) + int(self._backend.get_vocab_size(with_added_tokens=False))
+            return NUM_SPECIALS + self._foreign.num_ids
+        return NUM_SPECIALS + int(self._backend.get_vocab_size(with_added_tokens=False))
 
     def spells(self, index: int) -> bool:
         """Whether a user's text may give an id."""
-        return index >= len(SPECIALS) and self._backend.id_to_token(index - len(SPECIALS)) is not None
+        return index >= NUM_SPECIALS and self._backend.id_to_token(index - NUM_SPECIALS) is not None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a user's text; never a special, not even where the text spells one."""
-        return [index + len(SPECIALS) for index in self._backend.encode(text, add_special_tokens=False).ids]
+        return [index + NUM_SPECIALS for index in self._backend.encode(text, add_special_tokens=False).ids]
 
     def encode_whole(self, text: str, longest: int) -> list[int]:
         """Ids of a whole report or caption for the text tower, at most `longest`, an end included."""
@@ -126,8 +126,8 @@ class Tokenizer:
         for index in ids:
             if index == SPECIAL_IDS.end:
                 break
-            if index >= len(SPECIALS):
-                pending.append(index - len(SPECIALS))
+            if index >= NUM_SPECIALS:
+                pending.append(index - NUM_SPECIALS)
             elif SPECIALS[index] in PLACEHOLDERS:
                 parts += [self._backend.decode(pending), SPECIALS[index]]
                 pending = []
@@ -140,10 +140,10 @@ class Tokenizer:
             if self._foreign is not None and not self._foreign.bytewise:  # bytes that no token covers: <0x0A>
                 byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
                 spelt = token.replace("▁", " ").encode() if byte is None else bytes.fromhex(byte[1])
-                pieces[len(SPECIALS) + index] = spelt
+                pieces[NUM_SPECIALS + index] = spelt
                 continue
             known = all(letter in _BYTES for letter in token)
-            pieces[len(SPECIALS) + index] = bytes(_BYTES[x] for x in token) if known else token.encode()
+            pieces[NUM_SPECIALS + index] = bytes(_BYTES[x] for x in token) if known else token.encode()
         return pieces
 
     def save(self, path: str | Path) -> None:
@@ -260,7 +260,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIALS),
+        vocab_size=vocab_size - NUM_SPECIALS,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -21,6 +21,7 @@ from mm.decoder.huggingface_config import LARGEST_CONFIG, read_json
 from mm.decoder.language import LanguageModel
 from mm.decoder.language_config import LanguageConfig
 from mm.decoder.settings import entries_of, settings_from
+from mm.decoder.told import listed
 from mm.files import file_digest, write_atomically
 
 FORMAT: Final = "mm decoder"
@@ -142,11 +143,7 @@ def _fill(config: LanguageConfig, file: Any) -> LanguageModel:
     wanted = model.state_dict()
     missing, unknown = sorted(wanted.keys() - names), sorted(names - wanted.keys())
     if missing or unknown:
-        told = [
-            f"{word} {', '.join(found[:5])[:200]}"
-            for word, found in (("missing", missing), ("unknown", unknown))
-            if found
-        ]
+        told = [f"{word} {listed(found)}" for word, found in (("missing", missing), ("unknown", unknown)) if found]
         raise ValueError(f"{WEIGHTS} doesn't hold the tensors of {CONFIG}: {'; '.join(told)}")
     for name, tensor in wanted.items():
         part = file.get_slice(name)

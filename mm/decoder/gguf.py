@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm.decoder.gguf_config import Architecture, gguf_config, listed, told
+from mm.decoder.gguf_config import Architecture, gguf_config
 from mm.decoder.gguf_file import GgufHeader, GgufTensor, read_bytes, read_header
 from mm.decoder.language import LanguageModel
 from mm.decoder.language_config import LanguageConfig
+from mm.decoder.told import listed, short
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _compare(wanted: dict[str, tuple[int, ...]], found: dict[str, GgufTensor]) -
 def _vocabulary(metadata: dict[str, Any], config: LanguageConfig) -> GgufVocabulary:
     kind = metadata.get("tokenizer.ggml.model")
     if kind != "gpt2":
-        raise ValueError(f"tokenizer.ggml.model must be 'gpt2' (byte-level BPE), got {told(kind)}")
+        raise ValueError(f"tokenizer.ggml.model must be 'gpt2' (byte-level BPE), got {short(kind)}")
     pre = metadata.get("tokenizer.ggml.pre")
     tokens, types, merges = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type", "merges"))
     if not isinstance(pre, str) or not isinstance(tokens, list) or not isinstance(merges, list):

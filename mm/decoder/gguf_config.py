@@ -1,13 +1,13 @@
 """The metadata of a GGUF file to `LanguageConfig`; what we can't compute is refused by name."""
 
 import math
-from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 import numpy as np
 
 from mm.decoder.gguf_file import GgufHeader
 from mm.decoder.language_config import LanguageConfig
+from mm.decoder.told import listed, short
 
 Architecture = Literal["llama", "qwen3", "qwen3moe", "olmoe"]
 ARCHITECTURES: Final[tuple[Architecture, ...]] = ("llama", "qwen3", "qwen3moe", "olmoe")
@@ -24,8 +24,6 @@ ONLY: Final[dict[str, tuple[object, ...]]] = {
 """Settings that change the result and of which we know one value; absent means that value."""
 SILENT: Final = frozenset({"vocab_size", "rope.scaling.original_context_length", "tensor_data_layout"})
 """Settings that say nothing more."""
-TOLD: Final = 5
-"""So many names stand in an error."""
 
 
 class _Settings:
@@ -39,20 +37,20 @@ class _Settings:
         self.asked = set(ONLY) | SILENT
         for name, only in ONLY.items():
             if self.entries.get(name, only[0]) not in only:
-                raise ValueError(f"{self.prefix}{name} must be {only[0]!r}, got {told(self.entries[name])}")
+                raise ValueError(f"{self.prefix}{name} must be {only[0]!r}, got {short(self.entries[name])}")
 
     def integer(self, name: str, *, default: int | None = None, least: int = 1) -> int:
         self.asked.add(name)
         value, most = self.entries.get(name, default), MOST.get(name, WIDEST)
         if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"{self.prefix}{name} must be one whole number {least}..{most}, got {told(value)}")
+            raise ValueError(f"{self.prefix}{name} must be one whole number {least}..{most}, got {short(value)}")
         return value
 
     def number(self, name: str, *, default: float | None = None) -> float:
         self.asked.add(name)
         value = self.entries.get(name, default)
         if type(value) is not float or not 0 < value < math.inf:
-            raise ValueError(f"{self.prefix}{name} must be a positive number, got {told(value)}")
+            raise ValueError(f"{self.prefix}{name} must be a positive number, got {short(value)}")
         return float(str(np.float32(value)))  # 1e-5 was written as the nearest float32
 
     def done(self) -> None:
@@ -71,7 +69,7 @@ def gguf_config(header: GgufHeader) -> tuple[Architecture, LanguageConfig]:
     named = metadata.get("general.architecture")
     architecture = next((known for known in ARCHITECTURES if known == named), None)
     if architecture is None:
-        raise ValueError(f"general.architecture must be one of {', '.join(ARCHITECTURES)}, got {told(named)}")
+        raise ValueError(f"general.architecture must be one of {', '.join(ARCHITECTURES)}, got {short(named)}")
     if metadata.get("split.count", 1) not in (0, 1):
         raise ValueError("models in several files are not read; join them with llama-gguf-split --merge")
     if "token_embd.weight" not in tensors:
@@ -115,16 +113,3 @@ def gguf_config(header: GgufHeader) -> tuple[Architecture, LanguageConfig]:
     if any(type(index) is not int or not 0 <= index < config.vocab_size for index in config.end_ids):
         raise ValueError(f"tokenizer.ggml.eos_token_id must be 0..{config.vocab_size - 1}")
     return architecture, config
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more."""
-    every = sorted(names)
-    more = f" and {len(every) - TOLD} more" if len(every) > TOLD else ""
-    return ", ".join(name[:100] for name in every[:TOLD]) + more
-
-
-def told(value: object) -> str:
-    """A value, cut short."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

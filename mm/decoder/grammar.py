@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from mm.batch import SPECIAL_IDS
+from mm.batch import NUM_SPECIALS, SPECIAL_IDS
 from mm.decoder.json_schema import check_schema
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _ALWAYS_NEEDED: Final = frozenset(range(0x20, 0x7F)) | frozenset(range(0x80, 0xC0))
 """With printable ASCII and every byte that goes on with a character no text gets stuck in the middle."""
-_SPECIALS: Final = len(vars(SPECIAL_IDS))
 _CONTROL: Final = re.compile(rb"[\x00-\x1f]")
 _SURROGATE: Final = re.compile(rb"\xed[\xa0-\xbf]")
 
@@ -138,11 +137,11 @@ def _compiled(
     source: str,
 ) -> Grammar:
     library = _xgrammar()
-    bytes_ = {piece[0] for piece in pieces[_SPECIALS:] if len(piece) == 1}
+    bytes_ = {piece[0] for piece in pieces[NUM_SPECIALS:] if len(piece) == 1}
     lacking = sorted((_ALWAYS_NEEDED | {*source.encode()} - {*range(0x20)}) - bytes_)
     if lacking:
         raise ValueError(f"pieces must hold every byte of the text as a token, got none for 0x{lacking[0]:02x}")
-    pieces = [b""] * _SPECIALS + [b"" if _SURROGATE.search(piece) else piece for piece in pieces[_SPECIALS:]]
+    pieces = [b""] * NUM_SPECIALS + [b"" if _SURROGATE.search(piece) else piece for piece in pieces[NUM_SPECIALS:]]
     info = library.TokenizerInfo(pieces, library.VocabType.RAW, stop_token_ids=[SPECIAL_IDS.end])
     try:
         made = Grammar(compile_(library.GrammarCompiler(info, max_threads=1, cache_enabled=False)), pieces)

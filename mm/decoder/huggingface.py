@@ -7,7 +7,7 @@ for before anything is allocated.
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from torch import Tensor
 from mm.decoder.huggingface_config import config_entries, family_of, read_config, read_json
 from mm.decoder.huggingface_names import Entry, entries_of
 from mm.decoder.language import LanguageModel
+from mm.decoder.told import listed
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,6 @@ WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 LARGEST_INDEX: Final = 2**26
 DTYPES: Final = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-TOLD: Final = 5
-"""So many names of wrong tensors stand in an error."""
 
 
 def read_language_model(folder: Path | str) -> LanguageModel:
@@ -56,7 +55,7 @@ def read_language_model(folder: Path | str) -> LanguageModel:
                 raise ValueError(f"{name}: not a safetensors file, or cut short") from error
             twice = found.keys() & set(file.keys())
             if twice:
-                raise ValueError(f"{name}: tensors stand in two files: {_told(twice)}")
+                raise ValueError(f"{name}: tensors stand in two files: {listed(twice)}")
             found |= dict.fromkeys(file.keys(), file)
         if family == "deepseek_v3":
             found = _without_predictors(found, depth=config.depth)
@@ -134,7 +133,7 @@ def _without_predictors(found: dict[str, Any], *, depth: int) -> dict[str, Any]:
     behind = {layer for layer in layer_of.values() if int(layer) >= depth}
     predictors = {layer for layer in behind if f"model.layers.{layer}.eh_proj.weight" in found}
     if predictors:
-        log.warning("left out: tensors of layer %s, which predicts further tokens", _told(predictors))
+        log.warning("left out: tensors of layer %s, which predicts further tokens", listed(predictors))
     return {name: file for name, file in found.items() if layer_of.get(name) not in predictors}
 
 
@@ -143,8 +142,8 @@ def _check(entries: list[Entry], parameters: Mapping[str, Tensor], found: dict[s
     wanted = {name: entry.shape(parameters[entry.ours]) for entry in entries for name in entry.theirs}
     missing, unknown = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     if missing or unknown:
-        parts = [f"missing: {_told(missing)}"] if missing else []
-        parts += [f"unsupported: {_told(unknown)}"] if unknown else []
+        parts = [f"missing: {listed(missing)}"] if missing else []
+        parts += [f"unsupported: {listed(unknown)}"] if unknown else []
         raise ValueError(f"tensors don't match config.json; {'; '.join(parts)}")
     dtypes, apart = set(), {entry.theirs[0] for entry in entries if entry.kind == "apart"}
     for name, shape in wanted.items():
@@ -160,9 +159,3 @@ def _check(entries: list[Entry], parameters: Mapping[str, Tensor], found: dict[s
     dtype = getattr(torch, DTYPES[dtypes.pop()])
     assert isinstance(dtype, torch.dtype)
     return dtype
-
-
-def _told(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    more = f" and {len(listed) - TOLD} more" if len(listed) > TOLD else ""
-    return ", ".join(name[:100] for name in listed[:TOLD]) + more

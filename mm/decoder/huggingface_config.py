@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from mm.decoder.huggingface_deepseek import deepseek_config, deepseek_entries, deepseek_family
-from mm.decoder.huggingface_entries import Entries, short
+from mm.decoder.huggingface_entries import Entries
 from mm.decoder.huggingface_rotary import read_rotary, rotary_entries
 from mm.decoder.language_config import LanguageConfig
+from mm.decoder.told import short
 
 Family = Literal["llama", "qwen3", "olmoe", "mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"]
 ARCHITECTURES: Final[dict[Family, str]] = {

@@ -3,6 +3,8 @@
 import sys
 from typing import Any, Final
 
+from mm.decoder.told import short
+
 MOST: Final = {
     "num_hidden_layers": 2**10,
     "num_experts": 2**12,
@@ -65,9 +67,3 @@ class Entries:
         for name, only in settings.items():
             if self.entries.get(name, only) not in (only, None):
                 raise ValueError(f"config.json: {name} must be {only!r}, got {short(self.entries[name])}")
-
-
-def short(value: object) -> str:
-    """How a value is told in an error."""
-    told = repr(value)
-    return told if len(told) <= 60 else f"{told[:57]}..."

@@ -2,8 +2,9 @@
 
 from typing import Any, Final
 
-from mm.decoder.huggingface_entries import Entries, short
+from mm.decoder.huggingface_entries import Entries
 from mm.decoder.rotary_scaling import Kind, RotaryScaling
+from mm.decoder.told import short
 
 KINDS: Final[tuple[Kind, ...]] = ("linear", "llama3", "yarn")
 

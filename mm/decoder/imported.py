@@ -1,18 +1,17 @@
 """What makes an open model ours and back: ten rows in front of its vocabulary, and experts where it has none."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from mm.batch import SPECIAL_IDS, SpecialIds
+from mm.batch import NUM_SPECIALS, SPECIAL_IDS
 from mm.decoder.language import LanguageLayer, LanguageModel
 from mm.decoder.language_config import LanguageConfig
 from mm.decoder.upcycle import upcycle
 from mm.transformer import SwiGLU
 
-NUM_SPECIALS: Final = len(fields(SpecialIds))
 TABLES: Final = ("embedding.weight", "output.weight")
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
+from mm.decoder.told import short
+
 DEEPEST: Final = 64
 NOTES: Final = frozenset({"$schema", "$comment", "title", "description", "default", "examples"})
 _RANGE: Final = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
@@ -43,17 +45,17 @@ def _check(schema: object, where: str, refs: frozenset[str], depth: int) -> None
         raise ValueError(f"schema must be at most {DEEPEST} deep, got more at {where[:80]}...")
     kinds = [kind for kind in _KINDS if kind in schema] if isinstance(schema, Mapping) else []
     if not isinstance(schema, Mapping) or len(kinds) != 1:
-        raise ValueError(f"schema at {where} must be an object with one of {', '.join(_KINDS)}, got {_short(schema)}")
+        raise ValueError(f"schema at {where} must be an object with one of {', '.join(_KINDS)}, got {short(schema)}")
     value, known = schema[kinds[0]], frozenset[str]()
     if kinds[0] == "type":
         if not isinstance(value, str) or value not in _TYPES:
-            raise ValueError(f"type at {where} must be one of {', '.join(_TYPES)}, got {_short(value)}")
+            raise ValueError(f"type at {where} must be one of {', '.join(_TYPES)}, got {short(value)}")
         known = _TYPES[value]
     elif kinds[0] == "$ref" and not (isinstance(value, str) and value in refs):
-        raise ValueError(f"$ref at {where} must be one of {', '.join(sorted(refs))}, got {_short(value)}")
+        raise ValueError(f"$ref at {where} must be one of {', '.join(sorted(refs))}, got {short(value)}")
     wrong = sorted(map(str, schema.keys() - known - NOTES - {kinds[0]}))
     if wrong:
-        raise ValueError(f"schema at {where} can't be kept: {wrong[0]} beside {kinds[0]} {_short(value)}")
+        raise ValueError(f"schema at {where} can't be kept: {wrong[0]} beside {kinds[0]} {short(value)}")
     if schema.get("additionalProperties", False) is not False:
         raise ValueError(f"additionalProperties at {where} must be false, got {schema['additionalProperties']!r}")
     for name, part in _parts(schema, where).items():
@@ -65,21 +67,16 @@ def _parts(schema: Mapping[str, object], where: str) -> dict[str, object]:
     found: dict[str, object] = {}
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if not isinstance(properties, Mapping):
-        raise ValueError(f"properties at {where} must be an object, got {_short(properties)}")
+        raise ValueError(f"properties at {where} must be an object, got {short(properties)}")
     if not isinstance(required, list) or any(name not in list(properties) for name in required):
-        raise ValueError(f"required at {where} must be a list of names among properties, got {_short(required)}")
+        raise ValueError(f"required at {where} must be a list of names among properties, got {short(required)}")
     found |= {f"{where}/properties/{name}": part for name, part in properties.items()}
     for name in ("anyOf", "prefixItems"):
         if name in schema:
             parts = schema[name]
             if not isinstance(parts, list) or not parts:
-                raise ValueError(f"{name} at {where} must be a list of at least one, got {_short(parts)}")
+                raise ValueError(f"{name} at {where} must be a list of at least one, got {short(parts)}")
             found |= {f"{where}/{name}/{index}": part for index, part in enumerate(parts)}
     if "items" in schema and not ("prefixItems" in schema and schema["items"] is False):
         found[f"{where}/items"] = schema["items"]
     return found
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."

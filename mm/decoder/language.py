@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mm.attention import Causal, Keys, Mask, Packed, Window
+from mm.attention import Causal, Mask, Packed, Window
 from mm.batch import Padded
 from mm.decoder.cache import DecodingState, LayerCache
 from mm.decoder.experts import MixtureOfExperts
 from mm.decoder.grouped_query import GroupedQueryAttention
 from mm.decoder.language_config import LanguageConfig
 from mm.decoder.latent import LatentAttention
+from mm.decoder.paged import visible
 from mm.decoder.rotary_scaling import rotary_angles
 from mm.decoder.router import Routing
 from mm.transformer import Angles, KeyValueCache, RMSNorm, SwiGLU
@@ -233,12 +234,9 @@ class LanguageModel(nn.Module):
 
     def step(self, ids: Int[Tensor, " M"], state: DecodingState) -> tuple[Float[Tensor, "M V"], DecodingState]:
         """Logits behind one more token a row, and the state after it."""
-        keys = torch.arange(state.layers[0].extent + 1, device=ids.device)
         here = state.lengths[:, None]
-        seen = keys <= here
-        if self.config.window is not None:
-            seen = seen & (keys > here - self.config.window)
-        hidden, _ = self._run(self.embedding(ids[:, None]), mask=Keys(seen), positions=here, caches=state.layers)
+        mask = visible(here, state.layers[0].extent + 1, window=self.config.window)
+        hidden, _ = self._run(self.embedding(ids[:, None]), mask=mask, positions=here, caches=state.layers)
         return self.logits(hidden[:, 0]), state.advance(state.lengths + 1)
 
     def _run(

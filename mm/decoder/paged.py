@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mm.attention import SPLIT_K_PAGE, Mask, Packed, Paged
+from mm.attention import SPLIT_K_PAGE, Mask, Packed, Paged, additive
 from mm.decoder.blocks import BlockTable
 
 
@@ -39,8 +39,20 @@ class Table(Mask):
 
     def bias(self, q_len: int, k_len: int) -> Float[Tensor, "B 1 M N"]:
         """0 where seen and -inf where not."""
-        seen = self.dense(q_len, k_len)
-        return torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, -torch.inf)[:, None]
+        return additive(self.dense(q_len, k_len), torch.float32)
+
+
+def visible(positions: Int[Tensor, "#M L"], extent: int, *, window: int | None) -> Table:
+    """Tokens at these positions see their own past and themselves, where key i is a row's position i.
+
+    Args:
+        positions: Of the tokens.
+        extent: Keys of the longest row.
+        window: A token sees itself and `window - 1` tokens before it; None: all.
+    """
+    keys, here = torch.arange(extent, device=positions.device), positions[:, :, None]
+    seen = keys <= here
+    return Table(seen if window is None else seen & (keys > here - window))
 
 
 @dataclass(frozen=True)
@@ -75,9 +87,7 @@ class Pass:
             assert window is None, "the paged kernel knows no window"
             # Padding counts as if it were written: queries are then the last ones of every row, as the kernel wants.
             return Paged(self.tables, self.starts + self.positions.shape[1], self.page_size)
-        keys = torch.arange(self.extent)
-        here = self.positions[:, :, None]
-        return Table(keys <= here if window is None else (keys <= here) & (keys > here - window))
+        return visible(self.positions, self.extent, window=window)
 
     def packed(self, *, window: int | None = None) -> "PackedPass":
         """The same without padding: the new tokens of all rows, one row behind the other.

@@ -13,7 +13,7 @@ from torch import Tensor
 from mm.attention import Mask
 from mm.batch import Tokens
 from mm.decoder.cache import MemoryKeys
-from mm.decoder.paged import LayerPass, Table
+from mm.decoder.paged import LayerPass, Table, visible
 
 
 class Recorder:
@@ -71,11 +71,10 @@ def behind(memory: MemoryKeys, positions: Int[Tensor, "#M L"], extent: int, *, w
         extent: Keys of the rows' own.
         window: A token sees itself and `window - 1` tokens before it, the memory's among them; None: all.
     """
-    own, before = torch.arange(extent, device=positions.device), torch.arange(memory.mask.shape[1]).to(positions.device)
-    seen = own <= positions[:, :, None]
+    seen = visible(positions, extent, window=window).seen
     kept = memory.mask[:, None].expand(-1, positions.shape[1], -1)
     if window is not None:
-        seen = seen & (own > positions[:, :, None] - window)
+        before = torch.arange(memory.mask.shape[1], device=positions.device)
         here = positions + memory.mask.sum(1)[:, None]
         kept = kept & (before > here[:, :, None] - window)
     return Table(torch.cat([kept, seen.expand(len(kept), -1, -1)], dim=2))

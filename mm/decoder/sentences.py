@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mm.attention import SPLIT_K_PAGE, Keys, Mask
+from mm.attention import Mask
 from mm.batch import SPECIAL_IDS, Slots, Tokens, Writing
 from mm.decoder.cache import DecodingState, LayerCache, MemoryKeys
 from mm.decoder.generate import GREEDY, Generated, Sampling, write
 from mm.decoder.layer import SlotEmbedding
 from mm.decoder.output import DecoderOutput, pack
-from mm.decoder.paged import PagedCache, Pass, Table
+from mm.decoder.paged import PagedCache, Pass, check_pages, visible
 from mm.decoder.router import Router, Routing
 from mm.transformer import KeyValueCache, RMSNorm
 
@@ -35,6 +35,7 @@ class SentenceDecoder(nn.Module, ABC):
         memory_width: Of the memory's tokens.
         vocab_size: Ids that it knows.
         window: A token sees itself and `window - 1` tokens before it; None: all.
+        context: Most tokens of a row; None: any number.
     """
 
     width: int
@@ -42,6 +43,7 @@ class SentenceDecoder(nn.Module, ABC):
     vocab_size: int
     slot: SlotEmbedding
     window: int | None = None
+    context: int | None = None
 
     @abstractmethod
     def routers(self) -> tuple[Router, ...]:
@@ -185,11 +187,8 @@ class SentenceDecoder(nn.Module, ABC):
             ValueError: The paged kernel on CUDA can't read pages of this size, or a window of them.
         """
         device = next(self.parameters()).device
-        if device.type == "cuda" and page_size % SPLIT_K_PAGE:
-            raise ValueError(f"page_size must be a multiple of {SPLIT_K_PAGE} on CUDA, got {page_size}")
-        if device.type == "cuda" and self.window is not None:
-            raise ValueError(f"window must be null to read pages on CUDA, got {self.window}; `generate` has windows")
-        return PagedCache(self.depth, num_blocks=num_blocks, page_size=page_size, device=device)
+        check_pages(page_size, device=device, window=self.window)
+        return PagedCache(self.depth, num_blocks=num_blocks, page_size=page_size, device=device, context=self.context)
 
     @torch.no_grad()
     def remember(self, memory: Tokens) -> tuple[MemoryKeys, ...]:
@@ -218,7 +217,7 @@ class SentenceDecoder(nn.Module, ABC):
         Returns:
             Logits behind each row's last new token.
         """
-        mask = now.mask() if self.window is None else visible(now.positions, now.extent, window=self.window)
+        mask = now.mask(window=self.window)
         hidden, _ = self._run(
             ids, now.counts, slots, memory, caches=cache.bind(now), mask=mask, positions=now.positions
         )
@@ -238,13 +237,3 @@ def places_of(ids: Int[Tensor, "M L"], lengths: Int[Tensor, " M"] | None) -> Int
     if lengths is None:
         return torch.arange(ids.numel(), device=ids.device)
     return (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).flatten().nonzero()[:, 0]
-
-
-def visible(positions: Int[Tensor, "M L"], extent: int, *, window: int | None) -> Mask:
-    """Tokens at these positions see their own past and themselves, where key i is a row's position i."""
-    keys = torch.arange(extent, device=positions.device)
-    here = positions[:, :, None]
-    seen = keys <= here
-    if window is not None:
-        seen = seen & (keys > here - window)
-    return Keys(seen[:, 0]) if positions.shape[1] == 1 else Table(seen)

@@ -5,6 +5,8 @@ import math
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from mm.decoder.told import short
+
 Settings = TypeVar("Settings")
 LARGEST: Final = 2**40
 """Of a whole number; no size comes near."""
@@ -30,7 +32,7 @@ def settings_from(entries: object, kind: type[Settings], *, where: str) -> Setti
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(entries, dict):
-        raise ValueError(f"{where} must be an object, got {_told(entries)}")
+        raise ValueError(f"{where} must be an object, got {short(entries)}")
     unknown = sorted(entries.keys() - fields.keys())
     if unknown:
         raise ValueError(f"{where}.{unknown[0][:60]}: unknown; known are {', '.join(fields)}")
@@ -58,18 +60,13 @@ def _value(value: object, hint: Any, where: str) -> Any:
     if origin is Literal:
         if isinstance(value, str) and value in inner:
             return value
-        raise ValueError(f"{where} must be one of {', '.join(map(str, inner))}, got {_told(value)}")
+        raise ValueError(f"{where} must be one of {', '.join(map(str, inner))}, got {short(value)}")
     if origin is tuple:
         if isinstance(value, list | tuple) and len(value) <= LONGEST:
             return tuple(_value(item, inner[0], where) for item in value)
-        raise ValueError(f"{where} must be a list of at most {LONGEST}, got {_told(value)}")
+        raise ValueError(f"{where} must be a list of at most {LONGEST}, got {short(value)}")
     if hint is float and type(value) in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
         return float(value)  # type: ignore[arg-type]
     if hint is not float and type(value) is hint and (hint is not int or abs(value) <= LARGEST):  # type: ignore[arg-type]
         return value
-    raise ValueError(f"{where} must be a {hint.__name__}, got {_told(value)}")
-
-
-def _told(value: object) -> str:
-    told = repr(value)
-    return told if len(told) <= 60 else f"{told[:57]}..."
+    raise ValueError(f"{where} must be a {hint.__name__}, got {short(value)}")

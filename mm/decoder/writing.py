@@ -83,7 +83,7 @@ class WritingModel(SentenceDecoder):
         if not 1 <= every <= config.depth:
             raise ValueError(f"every must be 1..{config.depth} (depth), got {every}")
         self.width, self.vocab_size, self.memory_width = config.width, config.vocab_size, memory_width
-        self.window = config.window
+        self.window, self.context = config.window, config.context
         self.reads, self.every = reads, every
         self.slot = SlotEmbedding(config.width)
         self.cross: nn.ModuleList | None = None

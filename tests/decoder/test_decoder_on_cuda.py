@@ -71,7 +71,8 @@ def written(decoder, writing, memory, **options):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_passes_as_cuda_gets_them_write_what_generate_writes(name, monkeypatch):
-    def over_the_pool(self):
+    def over_the_pool(self, *, window=None):
+        assert window is None
         return Paged(self.tables, self.starts + self.positions.shape[1], self.page_size)
 
     def whole_pool(self, k, v):
