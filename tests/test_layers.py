@@ -27,7 +27,7 @@ ALLOWED = {
     "instances": _NETWORKS | {"mm.finding_maps", "mm.findings"},
     "history": _NETWORKS | {"mm.finding_maps", "mm.encoders.temporal"},
     "findings": _NETWORKS | _FINDINGS,
-    "encoders": _NETWORKS | {"mm.encoders"},
+    "encoders": _NETWORKS | {"mm.encoders", "mm.files"},
     "fusion": _NETWORKS | {"mm.fusion"},
     "decoder": _NETWORKS | {"mm.decoder", "mm.files"},
     "exchange": {"mm.batch", "mm.decoder", "mm.data", "mm.files"},

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mm.evaluation.retrieval import check_finite
+from mm.evaluation.tokens import fold
 
 TILE_BYTES: Final = 8 << 20
 """Of scores, held at a time."""
@@ -42,7 +43,7 @@ class Ranking:
 def text_groups(texts: Sequence[str]) -> Int[np.ndarray, " N"]:
     """A number for each text, the same where two are equal after folding case and white space."""
     ids: dict[str, int] = {}
-    return np.array([ids.setdefault(" ".join(text.lower().split()), len(ids)) for text in texts], dtype=np.int64)
+    return np.array([ids.setdefault(fold(text), len(ids)) for text in texts], dtype=np.int64)
 
 
 def rank_all(

@@ -20,6 +20,7 @@ from mm.data.datamodule import MultimodalData
 from mm.data.text_vocabulary import open_vocabulary
 from mm.decoder.writing import WritingModel
 from mm.errors import USER_ERRORS, one_line, tell
+from mm.files import write_atomically
 from mm.training import checkpoint
 from mm.training.align import AlignTask
 from mm.training.allocator import keep_freed_memory
@@ -200,9 +201,7 @@ def write_predictions(path: Path, predictions: Sequence[list[dict[str, Any]]]) -
     """A line of JSON a study, in the order of the test split."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = ({"study": number, "findings": findings} for number, findings in enumerate(predictions))
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    scratch.replace(path)
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode("utf-8"))
 
 
 def plain(value: Any) -> Any:

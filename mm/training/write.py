@@ -12,9 +12,7 @@ from mm.batch import SLOT_KINDS, SPECIAL_IDS, Batch, Padded, Slots, Tokens, Writ
 from mm.decoder.sentences import SentenceDecoder
 from mm.model import Encoded
 from mm.training.cached import CachedTask
-from mm.training.routing import BALANCE_WEIGHT, BIAS_RATE, Z_WEIGHT, RoutedTask, writing_losses
-
-__all__ = ["BALANCE_WEIGHT", "BIAS_RATE", "Z_WEIGHT", "WriteTask", "questions", "writing_losses"]
+from mm.training.routing import RoutedTask
 
 log = logging.getLogger(__name__)
 

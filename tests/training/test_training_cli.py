@@ -18,7 +18,8 @@ from mm.training.cache import key
 from mm.training.checkpoint import Card
 from mm.training.cli import TrainingCLI, main, prepare
 from mm.training.experts import by_modality, expert_visits
-from mm.training.write import BIAS_RATE, questions
+from mm.training.routing import BIAS_RATE
+from mm.training.write import questions
 
 RECIPE = """
 seed_everything: 0
