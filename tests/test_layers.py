@@ -42,7 +42,16 @@ ALLOWED = {
     # The last two know the model by what it takes and gives; only a checkpoint makes one.
     "evaluation": _BASE
     | _TELL
-    | {"mm.evaluation", "mm.data", "mm.dicom", "mm.phantom", "mm.report", "mm.training.checkpoint", "mm"},
+    | {
+        "mm.evaluation",
+        "mm.data",
+        "mm.dicom",
+        "mm.phantom",
+        "mm.report",
+        "mm.training.checkpoint",
+        "mm.decoder.onednn",
+        "mm",
+    },
     "pipeline": _BASE | _TELL | {"mm.pipeline", "mm.data", "mm.dicom", "mm.report", "mm.training.checkpoint", "mm"},
 }
 ABOVE = {"cli", "__init__", "__main__"}

@@ -95,6 +95,7 @@ class TableSpec:
 
 
 Spec: TypeAlias = PhantomSpec | TableSpec
+COLUMNS = (AudioColumn, Carve, Column, ImageColumn, IndexFiles, SplitColumn, TextColumn)
 KINDS: tuple[str, ...] = ("phantom", *get_args(Format))
 
 
@@ -167,7 +168,8 @@ def parse(kind: type[PhantomSpec] | type[TableSpec], content: dict[str, Any], *,
     try:
         parsed = parser.parse_object({"spec": content})
     except (ArgumentError, ValueError) as error:  # the latter where an import is denied
-        raise ValueError(f"data spec {where}: {one_line(str(error))}") from error
+        said = one_line(str(error), classes=(kind, *COLUMNS)).replace("Group 'spec' does not", "does not")
+        raise ValueError(f"data spec {where}: {said}") from error
     made = parser.instantiate(parsed).spec
     assert isinstance(made, kind)
     return made

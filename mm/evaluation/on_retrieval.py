@@ -15,8 +15,8 @@ from mm.evaluation.bootstrap import Score
 from mm.evaluation.embed import check_embeds, check_one, check_source, embed_input, embed_texts
 from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
 from mm.evaluation.items import Items
-from mm.evaluation.pairs import Pairs, by_image, control
-from mm.evaluation.ranking import Ranking, rank_matches
+from mm.evaluation.pairs import Pairs, by_image, control, rank_both
+from mm.evaluation.ranking import Ranking
 from mm.evaluation.retrieval import Retrieval, chance
 from mm.evaluation.split import captions_of, check_captions, size_of, split_facts
 
@@ -81,10 +81,11 @@ class RetrievalEvaluation(Evaluation):
         each = np.arange(count)
         rankings: dict[str, tuple[Ranking, np.ndarray, float]] = {}
         for note, pairs in (("", loose), (", strict", strict)):
+            to_texts, to_images = rank_both(images, texts, pairs)
             lucky = chance([len(own) for own in pairs.texts], len(texts), 10)
-            rankings[forward + note] = rank_matches(images, texts, pairs.texts), each, lucky
+            rankings[forward + note] = to_texts, each, lucky
             lucky = chance([len(own) for own in pairs.images], count, 10)
-            rankings[back + note] = rank_matches(texts, images, pairs.images), pairs.owner, lucky
+            rankings[back + note] = to_images, pairs.owner, lucky
         rows = {name: Retrieval.of(ranking.rank, chance_at_10=lucky) for name, (ranking, _, lucky) in rankings.items()}
         recalls = {
             name: {k: by_image((ranking.rank <= k).astype(float), owner) for k in (1, 5, 10)}

@@ -110,7 +110,8 @@ class AlignTask(CachedTask):
         partners = self.pairs.partners(batch)
         text = self.model.embed_text(partners.ids)
         losses: dict[str, Float[Tensor, ""]] = self.pairs(self.model, encoded, partners, text)
-        if self.matching > 0 and (loss := self._matching(encoded, partners, text)) is not None:
+        sound = all(bool(loss.isfinite()) for loss in losses.values())  # else there is nobody to draw: the step is over
+        if sound and self.matching > 0 and (loss := self._matching(encoded, partners, text)) is not None:
             losses["matching"] = self.matching * loss
         return losses
 

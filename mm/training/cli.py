@@ -16,7 +16,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 import mm
+from mm.data.check import group_leaks
+from mm.data.check_text import leak_line
 from mm.data.datamodule import MultimodalData
+from mm.data.index import rows_by_split
+from mm.data.spec import Split, TableSpec
 from mm.data.text_vocabulary import open_vocabulary
 from mm.decoder.writing import WritingModel
 from mm.errors import USER_ERRORS, one_line, tell
@@ -176,7 +180,13 @@ class TrainingCLI(LightningCLI):
         if text is not None and text.texts_from is not None:
             data.read_texts_with(open_vocabulary(text.texts_from, limit=text.context_length))
         check_vocabulary(self.model.model, data.tokenizer.vocab_size, texts=data.tokenizer.texts_size)
-        data.dataset("train" if self.subcommand == "fit" else "val" if self.subcommand == "validate" else "test")
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        for split in splits.get(str(self.subcommand), ("test",)):
+            if split != "val" or self.subcommand == "validate" or self.trainer.limit_val_batches:
+                data.dataset(split)
+        if self.subcommand == "fit" and isinstance(data.spec, TableSpec):
+            for leak in group_leaks(data.spec, rows_by_split(data.spec)):
+                log.warning("%s; unless that is meant, see mm data check", leak_line("groups", leak))
 
     def run(self) -> None:
         """Runs the verb; `fit` ends with a validation, calibration and the checkpoint folder, `predict` with a file."""

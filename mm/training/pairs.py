@@ -112,7 +112,8 @@ class PairLosses(nn.Module):
             for source, there in zip(MODALITIES, some, strict=True)
             if there
         }
-        valid = {source: embedding.detach().square().sum(-1) > 0 for source, embedding in seen.items()}
+        # What is absent is zero. NaN is not, nor above 0: it has to come out in the loss.
+        valid = {source: (embedding.detach() != 0).any(-1) for source, embedding in seen.items()}
         losses: dict[str, Float[Tensor, ""]] = {}
         for source, embedding in seen.items() if any_text else ():
             if (weight := getattr(self.weights, source)) > 0:

@@ -233,7 +233,7 @@ def test_a_broken_first_file_is_told_before_there_is_a_folder(
 ) -> None:
     rows = [{"image": "none.png", "captions": ["a"], "split": "test"}] * 2
     path = spec(tmp_path, "broken", rows, "image: {column: image}\ntarget: {column: captions}\n")
-    with pytest.raises(ValueError, match=r"image 'none\.png' can't be read"):
+    with pytest.raises(ValueError, match=r"broken: missing below .*: 'none\.png' \(row 1\); put"):
         run_evaluation(
             "eval_retrieval",
             tmp_path / "out",
