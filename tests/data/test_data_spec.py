@@ -2,13 +2,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+import soundfile
+import torch
 
 from mm.data.datamodule import MultimodalData, Shuffled
 from mm.data.readers import open_split, texts
+from mm.data.sounds import SoundChanges
 from mm.data.spec import PhantomSpec, TableSpec, describe, load_spec, procedural
 from mm.dicom.resample import IMAGE_GRID
 
@@ -170,6 +174,32 @@ def test_only_training_pictures_are_mirrored_and_none_from_a_cache(table: Path) 
     data.texts_only = True
     with pytest.raises(ValueError, match=r"data.mirror 1.0 can't mirror inputs that are cached"):
         data.loader("train")
+
+
+def test_only_training_sounds_are_changed_and_none_from_a_cache(tmp_path: Path) -> None:
+    for take in range(6):
+        tone = np.sin(np.arange(1000) / 9)
+        soundfile.write(tmp_path / f"{take % 2}_{'ab'[take // 3]}_{take}.flac", tone, 8000)
+    changes = SoundChanges(noise_db=(0.0, 0.0))
+
+    def data(**more: Any) -> MultimodalData:
+        settings = {"batch_size": 3, "workers": 0, "inputs": ("audio",), "vocab_size": 300, "sounds": changes}
+        return MultimodalData(spec="fsdd", root=str(tmp_path), held_out="b", **settings | more)
+
+    def heard(data: MultimodalData, *, everything: bool = False) -> torch.Tensor:
+        _, batch = next(iter(data.loader("train", everything=everything)))
+        assert batch.audio is not None
+        return batch.audio.values[:, 0]
+
+    plain = heard(data(sounds=None))
+    assert plain.shape == (len(data().dataset("train")), 1000)  # type: ignore[arg-type]
+    assert float(heard(data()).std()) == pytest.approx(float(plain.std()) * 2**0.5, rel=0.1)
+    assert torch.equal(heard(data()), heard(data()))
+    assert torch.equal(heard(data(), everything=True), plain)
+    cached = data()
+    cached.texts_only = True
+    with pytest.raises(ValueError, match=r"data.sounds can't change inputs that are cached"):
+        cached.loader("train")
 
 
 def test_order_differs_by_epoch_and_goes_on_where_it_stopped() -> None:

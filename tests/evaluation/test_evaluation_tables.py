@@ -108,6 +108,7 @@ def test_sounds_told_apart_by_prompt(tables: dict[str, Path], tiny_checkpoint: P
     assert "zero-shot by prompt" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "confusion.png").is_file()
     assert sum(found["items"]["scores"]["accuracy"]) == np.trace(counts)
+    assert "baseline: nearest training sound by mean log-mel" in scores["accuracy"]
 
 
 def test_labels_that_were_trained_on_are_called_so(
@@ -119,6 +120,24 @@ def test_labels_that_were_trained_on_are_called_so(
     found = evaluate("eval_digits", tmp_path, f"checkpoint={tiny_checkpoint}", f"spec={tables['sounds']}")
     assert found["scores"]["supervised"] is True
     assert "supervised by prompt" in (tmp_path / "results.md").read_text().splitlines()[0]
+
+
+def test_who_is_held_out_must_have_been_so_in_training(
+    tables: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = mm.load(tiny_checkpoint)
+    monkeypatch.setattr(mm, "load", lambda path: loaded)
+    options = f"checkpoint={tiny_checkpoint}", f"spec={tables['sounds']}"
+    for trained, asked in ((None, "held_out=a"), ("b", "held_out=a"), ("a", "held_out=null")):
+        loaded.card.__dict__["stages"] = ({"task": "AlignTask", "data": {"name": "sounds", "held_out": trained}},)
+        with pytest.raises(ValueError, match=rf"held out of sounds \({trained or 'nothing'}\), .*; got"):
+            evaluate("eval_digits", tmp_path, *options, asked)
+    assert not tmp_path.joinpath("results.json").exists()
+    loaded.card.__dict__["stages"] = ({"task": "AlignTask", "data": {"name": "sounds", "held_out": "a"}},)
+    found = evaluate("eval_digits", tmp_path, *options, "held_out=a")
+    assert list(found["scores"]["by_group"]) == ["a"]
+    assert found["facts"]["held out"] == "who a"
+    assert len(found["items"]["ids"]) == 12
 
 
 @pytest.mark.parametrize("answers", ["written", "listed"])
