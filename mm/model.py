@@ -25,6 +25,7 @@ from mm.batch import (
     GeneratedSentence,
     Images,
     Language,
+    Modality,
     Movable,
     Padded,
     SlotKind,
@@ -84,6 +85,23 @@ class Encoded(Movable):
     def without_maps(self) -> "Encoded":
         """What later stages of training need, small enough to keep for thousands of studies."""
         return replace(self, volume=None, image=None)
+
+    def without(self, modality: Modality | Literal["priors"]) -> "Encoded":
+        """The same studies with one input taken away, as if the batch had been `Batch.without` it.
+
+        Without priors the volume's embedding is gone as well: it holds the course.
+        """
+        if modality == "priors":
+            return replace(self, history=None, embeddings=replace(self.embeddings, volume=None))
+        left = replace(
+            self,
+            tokens=replace(self.tokens, **{modality: None}),
+            evidence=replace(self.evidence, **{modality: None}),
+            embeddings=replace(self.embeddings, **{modality: None}),
+        )
+        if modality == "volume":
+            return replace(left, history=None, volume=None)
+        return replace(left, image=None) if modality == "image" else left
 
 
 @dataclass(frozen=True)

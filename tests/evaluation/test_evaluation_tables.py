@@ -71,7 +71,7 @@ def evaluate(name: str, out: Path, *options: str, **more: Any) -> dict[str, Any]
 
 
 def test_images_and_several_captions(tables: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
-    options = f"checkpoint={tiny_checkpoint}", f"spec={tables['captions']}", "source=image"
+    options = f"checkpoint={tiny_checkpoint}", f"spec={tables['captions']}", "source=image", "audit=true"
     found = evaluate("eval_retrieval", tmp_path, *options)
     scores, items = found["scores"], found["items"]
     assert found["facts"]["distinct texts"] == "12 of 16"
@@ -79,6 +79,7 @@ def test_images_and_several_captions(tables: dict[str, Path], tiny_checkpoint: P
     strict, loose = scores["image -> text, strict"], scores["image -> text"]
     assert strict["chance_at_10"] == pytest.approx(1 - (6 * 5) / (16 * 15))  # two captions of sixteen
     assert loose["recall_at_1"] >= strict["recall_at_1"]
+    assert all(0 <= item["right"]["value"] <= 1 for item in scores["audit"].values())
     assert items["ids"] == [f"captions-{row}" for row in (4, 5, 10, 11, 16, 17, 22, 23)]
     assert np.mean(items["scores"]["image -> text, R@1"]) == pytest.approx(strict["recall_at_1"])
     assert np.mean(items["scores"]["text -> image, R@5"]) == pytest.approx(
@@ -182,11 +183,16 @@ def test_reports_of_a_table_and_of_a_file(tables: dict[str, Path], tiny_checkpoi
     said = [{"study": f"reports-{n}", "text": row["report"]} for n, row in enumerate(rows) if row["split"] == "test"]
     file = tmp_path / "ours.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in reversed(said)))
-    found = evaluate("eval_texts", tmp_path / "ours", *options, f"texts={file}", f"checkpoint={tiny_checkpoint}")
+    more = f"texts={file}", f"checkpoint={tiny_checkpoint}", "audit=true"
+    found = evaluate("eval_texts", tmp_path / "ours", *options, *more)
     text, findings = found["scores"]["text"], found["scores"]["findings"]
     assert text["ours"]["bleu"][3]["value"] == pytest.approx(1)
     assert findings["ours"]["macro"]["value"] == findings["ours"]["micro"]["value"] == 1
     assert "baseline: text of the nearest training image" in text
+    audits = found["scores"]["audit"]
+    assert audits == found["scores"]["audit_of_references"]  # ours are the references
+    assert audits["negate"]["finding F1"]["noticed"]
+    assert not set(audits) & set(bare["scores"])
     file.write_text(json.dumps(said[0]) + "\n")
     with pytest.raises(ValueError, match=r"lacks 7 of 8 studies, such as reports-5"):
         evaluate("eval_texts", tmp_path / "few", *options, f"texts={file}")
