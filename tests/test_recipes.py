@@ -73,7 +73,7 @@ def test_training_recipes_parse(name: str, verb: str) -> None:
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize("name", TRAIN)
+@pytest.mark.parametrize("name", [name for name in TRAIN if name.endswith(("_phantom", "_tiny"))])
 def test_training_recipes_make_their_task(name: str, tiny_checkpoint: Path) -> None:
     words, _ = prepare(["fit", "-c", name, "--data.tokenizer", str(tiny_checkpoint)])
     if "init_from" in recipe(name)["model"]["init_args"]:
@@ -82,6 +82,23 @@ def test_training_recipes_make_their_task(name: str, tiny_checkpoint: Path) -> N
     cli.check()
     frozen = recipe(name)["model"]["init_args"].get("freeze", [])
     assert set(cli.model.learning) == set(type(cli.model).trains) - set(frozen)  # nothing it would train is missing
+
+
+def test_questions_with_and_without_images_are_the_same_recipe() -> None:
+    """The baseline differs in nothing but the image and what hangs on it."""
+    seen, blind = (recipe(name) for name in ("train_vqa_rad", "train_vqa_rad_question"))
+    task, other = seen["model"]["init_args"], blind["model"]["init_args"]
+    parts, fewer = task["model"]["init_args"], other["model"]["init_args"]
+    aligned = recipe("train_align_medpix")
+    assert task["init_from"] == aligned["trainer"]["default_root_dir"] + "/checkpoint"
+    assert {name: parts[name] for name in ("fusion", "image", "text")} == {
+        name: aligned["model"]["init_args"]["model"]["init_args"][name] for name in ("fusion", "image", "text")
+    }
+    del parts["image"], parts["answers"]["init_args"]["image_width"]
+    assert fewer == parts
+    own = {"init_from", "unfreeze", "name", "description", "model"}
+    assert {key: task[key] for key in set(task) - own} == {key: other[key] for key in set(other) - own - {"cache"}}
+    assert {**seen["data"], "inputs": []} == blind["data"]
 
 
 def test_stages_follow_each_other() -> None:

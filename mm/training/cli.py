@@ -23,6 +23,7 @@ from mm.errors import USER_ERRORS, one_line, tell
 from mm.training import checkpoint
 from mm.training.align import AlignTask
 from mm.training.allocator import keep_freed_memory
+from mm.training.answer import AnswerTask
 from mm.training.findings import FindingsTask
 from mm.training.history import HistoryTask
 from mm.training.joint import JointTask
@@ -34,7 +35,7 @@ from mm.trust import restrict_imports
 
 log = logging.getLogger(__name__)
 
-TASKS = (FindingsTask, HistoryTask, AlignTask, WriteTask, JointTask)
+TASKS = (FindingsTask, HistoryTask, AlignTask, WriteTask, AnswerTask, JointTask)
 """Named in YAML by class name alone, because they are imported here."""
 VERBS = ("fit", "validate", "test", "predict")
 
