@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mm import ontology
+from mm.answers import AnswerHead
 from mm.batch import (
     SPECIAL_IDS,
     Batch,
@@ -46,7 +47,7 @@ from mm.encoders.wav2vec import Wav2VecEncoder
 from mm.finding_maps import NUM_FINDINGS, Maps
 from mm.findings import Evidence, FindingHead, FindingOutputs
 from mm.fusion.adapters import Adapter, Projection, perceptron
-from mm.fusion.alignment import CrossModalAlignment, concatenate
+from mm.fusion.alignment import CrossModalAlignment, concatenate, select
 from mm.fusion.contrastive import LogitScale
 from mm.history import History
 
@@ -150,6 +151,7 @@ class MultimodalModel(nn.Module):
         decoder: Writes; its memory has the width of `fusion`.
         embedding_width: Of the vectors that are compared; without effect on a model that is `compared` as it is.
         temperature: Of contrastive learning, to start from.
+        answers: Scores listed answers to questions about images; reads the question through `text`.
         compared: "projected": by learned projections. "as_is": image and text by what their towers say, which is for
             towers that were trained on each other (an open_clip model's) and makes retrieval open_clip's own.
         projection_hidden: Hidden width of the projections of all inputs; None for matrices in the perceptrons' place.
@@ -177,11 +179,12 @@ class MultimodalModel(nn.Module):
         text_hidden: int | None = None,
         input_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
+        answers: AnswerHead | None = None,
     ) -> None:
         super().__init__()
         self.fusion, self.compared = fusion, compared
         self.volume, self.image, self.audio, self.record, self.text = volume, image, audio, record, text
-        self.findings, self.decoder = findings, decoder
+        self.findings, self.decoder, self.answers = findings, decoder, answers
         self._check_widths()
         width = fusion.width
         adapter = partial(Adapter, width=width, dropout=input_dropout)
@@ -210,6 +213,9 @@ class MultimodalModel(nn.Module):
                 raise ValueError('compared="as_is" needs an image and a text encoder that share a width')
             self.image_projection = self.text_projection = None
         self.finding_tokens = None if findings is None else nn.Linear(findings.width, width)
+        self.question_adapter = None
+        if answers is not None and decoder is not None and text is not None:
+            self.question_adapter = Adapter(text.token_width, width)
         self.logit_scale = LogitScale(temperature=temperature)
 
     def _check_widths(self) -> None:
@@ -220,6 +226,16 @@ class MultimodalModel(nn.Module):
         """
         head = self.findings
         pairs: list[tuple[str, object, object]] = []
+        if self.answers is not None:
+            if self.text is None:
+                raise ValueError("answers reads questions through the text tower; give it `text`")
+            if self.record is not None:
+                raise ValueError("answers puts the question in the record's seat of the fusion; leave out `record`")
+            pairs.append(("answers.text_width", self.answers.text_width, self.text.width))
+            if self.answers.image_width:
+                pairs.append(
+                    ("answers.image_width", self.answers.image_width, None if self.image is None else self.image.width)
+                )
         if self.decoder is not None and self.decoder.memory_width != self.fusion.width:
             raise ValueError(
                 f"decoder.memory_width must be the fusion's width {self.fusion.width}, got {self.decoder.memory_width}"
@@ -374,13 +390,41 @@ class MultimodalModel(nn.Module):
             return Tokens(place.new_zeros(encoded.size, 1, self.fusion.width), _none(encoded.size, place.device))
         return memory
 
+    def remember(
+        self, encoded: Encoded, writing: Writing, *, said: Tokens | None = None
+    ) -> tuple[Tokens, Int[Tensor, " M"]]:
+        """The decoder's memory for rows of text, and the place in it that each row reads.
+
+        In a model with an answer head the question itself, in the seat of the record, and the image read each other;
+        each row then has a memory of its own. In all others it is `fuse`, one memory a study.
+
+        Args:
+            encoded: Of the batch.
+            writing: The rows.
+            said: What the text tower says of `writing.asked`; None: it is asked.
+        """
+        found = self.find(encoded)
+        if self.question_adapter is None or self.text is None or writing.asked is None:
+            return self.fuse(encoded, found), writing.study
+        seats = {source: select(tokens, writing.study) for source, tokens in self.adapt(encoded).items()}
+        seats["record"] = self.question_adapter(self.text.tokens(writing.asked) if said is None else said)
+        parts = [tokens for _, tokens in self.fusion(BySource(**seats)).items()]
+        if found is not None:
+            assert self.finding_tokens is not None
+            values = self.finding_tokens(found.tokens)[writing.study]
+            parts.append(Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)))
+        memory = concatenate(parts)
+        assert memory is not None
+        return memory, torch.arange(len(writing.study), device=memory.values.device)
+
     def forward(self, batch: Batch) -> Outputs:
         """Everything at once, for training; `batch.targets` is not looked at."""
         encoded = self.encode(batch)
         found = self.find(encoded)
         writing = None
         if self.decoder is not None and batch.writing is not None and batch.writing.target is not None:
-            writing = self.decoder(batch.writing, self.fuse(encoded, found), rows=batch.writing.study)
+            memory, rows = self.remember(encoded, batch.writing)
+            writing = self.decoder(batch.writing, memory, rows=rows)
         text = None if self.text is None or batch.text is None else self.embed_text(batch.text)
         return Outputs(encoded, found, text, writing)
 
@@ -444,8 +488,8 @@ class MultimodalModel(nn.Module):
         Raises:
             ValueError: The model has no decoder, or the batch no rows.
         """
-        decoder, writing, memory = self._asked(batch)
-        return decoder.generate(writing, memory, sampling=sampling, rows=writing.study)
+        decoder, writing, memory, rows = self._asked(batch)
+        return decoder.generate(writing, memory, sampling=sampling, rows=rows)
 
     @torch.no_grad()
     def score(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Float[Tensor, "M A"]:
@@ -454,19 +498,45 @@ class MultimodalModel(nn.Module):
         Raises:
             ValueError: As in `answer`, or see `mm.decoder.score.score_answers`.
         """
-        decoder, writing, memory = self._asked(batch)
+        decoder, writing, memory, rows = self._asked(batch)
         longest = max((len(answer) for answer in answers), default=0)
-        logits, state = decoder.begin(writing, memory, room=longest, rows=writing.study)
+        logits, state = decoder.begin(writing, memory, room=longest, rows=rows)
         return score_answers(decoder, logits, state, answers)
 
-    def _asked(self, batch: Batch) -> tuple[SentenceDecoder, Writing, Tokens]:
+    @torch.no_grad()
+    def read_questions(self, encoded: Encoded, writing: Writing) -> tuple[Tensor, Padded, Tensor]:
+        """What the answer head takes: sentence vectors and words of the questions, and what is seen on their images.
+
+        Raises:
+            ValueError: There is no answer head, or the questions aren't in the text tower's words.
+        """
+        if self.answers is None or self.text is None:
+            raise ValueError("this model has no answer head; give it `answers` and `text`")
+        if writing.asked is None:
+            raise ValueError("questions must be split with the text tower's own words; see data.text")
+        seen = self.answers.describe(encoded.tokens.image, encoded.size)[writing.study]
+        return self.text(writing.asked), writing.asked, seen
+
+    @torch.no_grad()
+    def weigh(self, batch: Batch) -> Float[Tensor, "M A"]:
+        """Scores of the answer head's answers to each row of `batch.writing`.
+
+        Raises:
+            ValueError: See `read_questions`, or the batch has no rows.
+        """
+        if batch.writing is None:
+            raise ValueError("batch.writing must hold the questions, got None")
+        sentences, asked, seen = self.read_questions(self.encode(batch), batch.writing)
+        assert self.answers is not None
+        return self.answers(sentences, asked, seen)  # type: ignore[no-any-return]
+
+    def _asked(self, batch: Batch) -> tuple[SentenceDecoder, Writing, Tokens, Int[Tensor, " M"]]:
         if self.decoder is None:
             raise ValueError("to answer questions a model needs `decoder`")
         if batch.writing is None:
             raise ValueError("batch.writing must hold the questions, got None")
-        encoded = self.encode(batch)
-        memory = self.fuse(encoded, self.find(encoded))
-        return self.decoder, replace(batch.writing, target=None), memory
+        memory, rows = self.remember(self.encode(batch), batch.writing)
+        return self.decoder, replace(batch.writing, target=None), memory, rows
 
 
 def _compared(batch: Batch) -> tuple[bool, ...]:

@@ -7,16 +7,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mm"
 # Each room and the rooms of ours that it may import; "mm" is the package itself, not what lies in it.
-_BASE = {"mm.ontology", "mm.batch"}
+_BASE = {"mm.ontology", "mm.batch", "mm.answer_words"}
 _NETWORKS = _BASE | {"mm.attention", "mm.transformer"}
 _FINDINGS = {"mm.findings", "mm.finding_maps", "mm.finding_loss", "mm.history", "mm.instances", "mm.calibration"}
-_MODEL = _NETWORKS | _FINDINGS | {"mm.encoders", "mm.fusion", "mm.decoder", "mm.model"}
+_MODEL = _NETWORKS | _FINDINGS | {"mm.answers", "mm.encoders", "mm.fusion", "mm.decoder", "mm.model"}
 _TELL = {"mm.trust", "mm.errors", "mm.files"}
 ALLOWED = {
     "ontology": set(),
     "batch": {"mm.ontology"},
     "masks": set(),
     "attention": {"mm.masks"},
+    "answer_words": set(),
+    "answers": _BASE,
     "trust": set(),
     "files": set(),
     "errors": {"mm.dicom.errors"},

@@ -109,6 +109,23 @@ def test_recipes_on_photographs_take_their_weights_from_one_place() -> None:
         assert all(tower["init_args"]["weights"].startswith("weights/") for tower in towers)
 
 
+def test_questions_with_and_without_images_are_the_same_recipe() -> None:
+    """The baseline differs in nothing but the image and what hangs on it."""
+    seen, blind = (recipe(name) for name in ("train_vqa_rad", "train_vqa_rad_question"))
+    task, other = seen["model"]["init_args"], blind["model"]["init_args"]
+    parts, fewer = task["model"]["init_args"], other["model"]["init_args"]
+    aligned = recipe("train_align_medpix")
+    assert task["init_from"] == aligned["trainer"]["default_root_dir"] + "/checkpoint"
+    assert {name: parts[name] for name in ("fusion", "image", "text")} == {
+        name: aligned["model"]["init_args"]["model"]["init_args"][name] for name in ("fusion", "image", "text")
+    }
+    del parts["image"], parts["answers"]["init_args"]["image_width"]
+    assert fewer == parts
+    own = {"init_from", "unfreeze", "name", "description", "model"}
+    assert {key: task[key] for key in set(task) - own} == {key: other[key] for key in set(other) - own - {"cache"}}
+    assert {**seen["data"], "inputs": []} == blind["data"]
+
+
 def test_stages_follow_each_other() -> None:
     """Each stage starts where the one before writes, and the first of them makes all parts."""
     folders = []

@@ -28,6 +28,7 @@ from mm.files import write_atomically
 from mm.training import checkpoint
 from mm.training.align import AlignTask
 from mm.training.allocator import keep_freed_memory
+from mm.training.answer import AnswerTask
 from mm.training.findings import FindingsTask
 from mm.training.history import HistoryTask
 from mm.training.joint import JointTask
@@ -39,7 +40,7 @@ from mm.trust import restrict_imports
 
 log = logging.getLogger(__name__)
 
-TASKS = (FindingsTask, HistoryTask, AlignTask, WriteTask, JointTask)
+TASKS = (FindingsTask, HistoryTask, AlignTask, WriteTask, AnswerTask, JointTask)
 """Named in YAML by class name alone, because they are imported here."""
 VERBS = ("fit", "validate", "test", "predict")
 

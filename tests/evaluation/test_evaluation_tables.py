@@ -170,7 +170,9 @@ def test_the_listed_answer_is_the_most_probable_one(tables: dict[str, Path], tin
     forced = torch.zeros(6).index_add(0, output.rows, said)
     places = [listed.spellings.index(sample.questions[0].answer) for sample in some]
     assert torch.allclose(scores[torch.arange(6), places], forced, atol=1e-5)
-    assert listed.choose(loaded, batch) == [listed.answers[listed.means[row.argmax()]] for row in scores]
+    asked = [question for sample in some for question in sample.questions]
+    best = [listed.answers[listed.means[row.argmax()]] for row in scores]
+    assert listed.choose(loaded, batch, asked) == best
 
 
 def test_reports_of_a_table_and_of_a_file(tables: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
