@@ -21,16 +21,17 @@ import copy
 import json
 import os
 import random
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+from side_by_side import compare, heading
 from torch import Tensor, nn
 
 from mm.batch import Padded
@@ -142,31 +143,7 @@ def whole_steps() -> dict[str, Callable[[bool], Tensor]]:
     return {OURS: lambda narrow: step(OURS, narrow), PEER: lambda narrow: step(PEER, narrow)}
 
 
-# -------------------------------------------------------------------------------------------- clock
-
-
-def clock(step: Step) -> float:
-    start = time.process_time()
-    step()
-    return 1e3 * (time.process_time() - start)
-
-
-def compare(label: str, ours: Step, peer: Step, rounds: int) -> dict[str, float]:
-    """Times both in turn and prints a line."""
-    times: dict[str, list[float]] = {OURS: [], PEER: []}
-    sides = [(OURS, ours), (PEER, peer)]
-    for _, step in sides:
-        step()
-    for _ in range(rounds):
-        random.shuffle(sides)
-        for name, step in sides:
-            times[name].append(clock(step))
-    ratios = [theirs / own for own, theirs in zip(times[OURS], times[PEER], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    own, theirs = (statistics.median(times[name]) for name in (OURS, PEER))
-    print(f"{label:58}{own:9.2f}{theirs:11.2f}   {middle:5.2f}x ({low:.2f} to {high:.2f})", flush=True)
-    return {"ours_ms": round(own, 3), "open_clip_ms": round(theirs, 3), "ratio": round(middle, 3),
-            "quartiles": [round(low, 3), round(high, 3)]}  # type: ignore[dict-item]  # fmt: skip
+# --------------------------------------------------------------------------------------------- all
 
 
 def routed(step: Step) -> Step:
@@ -177,22 +154,22 @@ def routed(step: Step) -> Step:
     return run
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tiny", action="store_true", help="to see that it runs, not to measure")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     random.seed(0)
-    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.2f}, {options.rounds} rounds")
-    print(f"{'milliseconds of process time':58}{'ours':>9}{'open_clip':>11}   ours is faster (quartiles)")
-    result: dict[str, dict[str, float]] = {}
-    for n, width in SHAPES:
+    heading(OURS, PEER, rounds=options.rounds)
+    result: dict[str, Any] = {}
+    for n, width in ((16, 8),) if options.tiny else SHAPES:
         for name, pair in loss_steps(n, width).items():
             label = f"{name} loss, {n} pairs of {width}"
             for column, way in (("as shipped", lambda step: step), ("same flags (oneDNN)", routed)):
                 line = f"{label}, {column}"
-                result[line] = compare(line, way(pair[OURS]), way(pair[PEER]), options.rounds)
+                result[line] = compare(line, way(pair[OURS]), way(pair[PEER]), rounds=options.rounds)
     steps = whole_steps()
     for column, ours, peer in (
         ("as shipped", True, False),
@@ -202,15 +179,14 @@ def main() -> None:
         line = f"two-tower step of {BATCH} pairs, {column}"
         result[line] = compare(
             line,
-            lambda narrow=ours: steps[OURS](narrow),  # type: ignore[misc]
-            lambda narrow=peer: steps[PEER](narrow),  # type: ignore[misc]
-            options.rounds,
+            partial(steps[OURS], ours),
+            partial(steps[PEER], peer),
+            rounds=options.rounds,
         )
+    found = {"torch": torch.__version__, "load": os.getloadavg()[0], "rounds": options.rounds, "lines": result}
     if options.json is not None:
-        load = os.getloadavg()[0]
-        options.json.write_text(
-            json.dumps({"torch": torch.__version__, "load": load, "lines": result}, indent=1) + "\n"
-        )
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from mm.decoder.balance import balance
 from mm.decoder.counts import parameter_counts
 from mm.decoder.decoder import MoEDecoder
 from mm.training.optim import adamw, warmup_cosine
-from mm.training.write import BIAS_RATE, writing_losses
+from mm.training.routing import BIAS_RATE, writing_losses
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 2e-3, 0.05, 1.0
 """As pipelines/train_report_phantom.yaml has them."""

@@ -228,12 +228,14 @@ class Writing(Movable):
 
     `prompt` holds language token, slot token and, for a question, its words and the answer token;
     `target` holds the sentence (or answer) and the end token, and is a label only: None when generating.
+    `asked` holds each question in the words of a pretrained text tower, None where there is no such tower.
     """
 
     study: Int[Tensor, " M"]
     slots: Slots
     prompt: Padded
     target: Padded | None
+    asked: Padded | None = None
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("-o", "--out", type=Path, default=None, help="folder for results.json, results.md, plot")
     evaluate.add_argument("--trust", action="append", default=[], metavar="PKG", help="a package the YAML may import")
     evaluate.add_argument("--against", type=Path, metavar="results.json", help="an earlier run, to compare with")
+    evaluate.add_argument(
+        "--audit", action="store_true", help="report, texts, retrieval: which scores notice texts made wrong"
+    )
     evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for example checkpoint=runs/x studies=50")
 
     phantom = verb("phantom", _phantom, "make procedural patients with exact truth")
@@ -158,7 +161,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from mm.evaluation.evaluate import run_evaluation
 
     out = options.out or Path("runs") / Path(options.config).stem
-    overrides, trust = tuple(options.overrides), tuple(options.trust)
+    overrides, trust = (*options.overrides, *(("audit=true",) if options.audit else ())), tuple(options.trust)
     print(run_evaluation(options.config, out, overrides=overrides, trust=trust, against=options.against))
     print(f"written to {out}")
     return 0

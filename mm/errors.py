@@ -31,7 +31,16 @@ def tell(error: Exception) -> str:
         return f"a file is not YAML{_line(error)}"
     if isinstance(error, csv.Error):
         return "a file is not CSV; write it as UTF-8 text with one header and as many cells in every row"
-    return " ".join(str(error).split())
+    return " ".join(from_worker(str(error)).split())
+
+
+def from_worker(message: str) -> str:
+    """What an error said in a loader's worker, whose message is a whole traceback; any other message as it is."""
+    found = re.match(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback", message)
+    if found is None:
+        return message
+    # The last one: those before it are what it came from.
+    return re.split(rf"\n(?:[\w.]+\.)?{found[1]}: ", message)[-1]
 
 
 def read_yaml(path: Path) -> Any:
@@ -54,6 +63,7 @@ def one_line(message: str, *, classes: Iterable[type] = ()) -> str:
         message: Of jsonargparse, which dumps every type it tried.
         classes: Beside those in the message, whose arguments a mistyped name may have meant.
     """
+    message = from_worker(message)
     named = list(re.finditer(r"Problem with given class_path '([\w.]+)'", message))
     denied = re.search(r"Importing '([\w.]+)'", message)
     if denied:
@@ -75,7 +85,7 @@ def one_line(message: str, *, classes: Iterable[type] = ()) -> str:
 def _near(message: str, classes: Iterable[type]) -> str:
     """Names like the one that was mistyped."""
     typed = re.search(
-        r"(?:Option '|unrecognized arguments: --(?:trainer|data)\.|does not accept option ')(\w+)", message
+        r"(?:Option '|unrecognized arguments: --(?:trainer|data)\.|does not accept option ')([\w.]+)", message
     )
     if typed is None:
         return ""
@@ -85,7 +95,8 @@ def _near(message: str, classes: Iterable[type]) -> str:
         if module in sys.modules:
             known.append(getattr(sys.modules[module], name))
     names = {name for item in known for base in item.__mro__ for name in inspect.signature(base).parameters}
-    close = difflib.get_close_matches(typed[1], sorted(names), n=3)
+    wrong = next((part for part in reversed(typed[1].split(".")) if part not in names), typed[1])
+    close = difflib.get_close_matches(wrong, sorted(names), n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 

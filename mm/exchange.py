@@ -1,7 +1,5 @@
 """Open language models in and out: a Hugging Face folder or a GGUF file to a decoder folder of ours, and back."""
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
@@ -19,6 +17,7 @@ from mm.decoder.huggingface import read_language_model, write_language_model
 from mm.decoder.huggingface_config import read_config
 from mm.decoder.imported import upcycled, with_specials, without_specials
 from mm.decoder.language import LanguageModel
+from mm.files import folder_in_place
 
 Dtype = Literal["float32", "bfloat16"]
 ACCEPTED: Final = "a Hugging Face folder (config.json, safetensors, tokenizer.json) or a .gguf file"
@@ -94,17 +93,9 @@ def export_decoder(folder: Path, out: Path) -> None:
     check_empty(out)
     model, file = read_decoder(folder)
     tokenizer = Tokenizer.load(file)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        write_language_model(without_specials(model), scratch)
-        (scratch / VOCABULARY).write_bytes(tokenizer.open_json().encode("utf-8"))
-        if out.exists():
-            out.rmdir()
-        scratch.replace(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with folder_in_place(out) as fresh:
+        write_language_model(without_specials(model), fresh)
+        (fresh / VOCABULARY).write_bytes(tokenizer.open_json().encode("utf-8"))
 
 
 def _vocabulary(folder: Path) -> Tokenizer:

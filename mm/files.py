@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -43,6 +45,27 @@ def replace_folder(fresh: Path, place: Path, *, work: Path) -> None:
     old = _aside(place, work)
     fresh.replace(place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def folder_in_place(place: Path) -> Iterator[Path]:
+    """An empty folder to write into, which takes its place where the block ends well; else nothing is left of it.
+
+    Args:
+        place: Where it belongs; a former one of that name is replaced.
+
+    Raises:
+        OSError: No right to write, or the disk is full; the former folder is as it was.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place.with_name(f".{place.name}.{os.getpid()}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        yield fresh
+        replace_folder(fresh, place, work=place.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # after a failure; else it has its name by now
 
 
 def discard_folder(place: Path, *, work: Path) -> None:

@@ -7,6 +7,7 @@ a finding; `generate` writes a sentence a finding.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mm import ontology
+from mm.answers import AnswerHead
 from mm.batch import (
     SPECIAL_IDS,
     Batch,
@@ -24,6 +26,7 @@ from mm.batch import (
     GeneratedSentence,
     Images,
     Language,
+    Modality,
     Movable,
     Padded,
     SlotKind,
@@ -43,8 +46,8 @@ from mm.encoders.resnet3d import ResNet3DEncoder
 from mm.encoders.wav2vec import Wav2VecEncoder
 from mm.finding_maps import NUM_FINDINGS, Maps
 from mm.findings import Evidence, FindingHead, FindingOutputs
-from mm.fusion.adapters import Adapter, Projection
-from mm.fusion.alignment import CrossModalAlignment, concatenate
+from mm.fusion.adapters import Adapter, Projection, perceptron
+from mm.fusion.alignment import CrossModalAlignment, concatenate, select
 from mm.fusion.contrastive import LogitScale
 from mm.history import History
 
@@ -83,6 +86,23 @@ class Encoded(Movable):
     def without_maps(self) -> "Encoded":
         """What later stages of training need, small enough to keep for thousands of studies."""
         return replace(self, volume=None, image=None)
+
+    def without(self, modality: Modality | Literal["priors"]) -> "Encoded":
+        """The same studies with one input taken away, as if the batch had been `Batch.without` it.
+
+        Without priors the volume's embedding is gone as well: it holds the course.
+        """
+        if modality == "priors":
+            return replace(self, history=None, embeddings=replace(self.embeddings, volume=None))
+        left = replace(
+            self,
+            tokens=replace(self.tokens, **{modality: None}),
+            evidence=replace(self.evidence, **{modality: None}),
+            embeddings=replace(self.embeddings, **{modality: None}),
+        )
+        if modality == "volume":
+            return replace(left, history=None, volume=None)
+        return replace(left, image=None) if modality == "image" else left
 
 
 @dataclass(frozen=True)
@@ -131,8 +151,14 @@ class MultimodalModel(nn.Module):
         decoder: Writes; its memory has the width of `fusion`.
         embedding_width: Of the vectors that are compared; without effect on a model that is `compared` as it is.
         temperature: Of contrastive learning, to start from.
+        answers: Scores listed answers to questions about images; reads the question through `text`.
         compared: "projected": by learned projections. "as_is": image and text by what their towers say, which is for
             towers that were trained on each other (an open_clip model's) and makes retrieval open_clip's own.
+        projection_hidden: Hidden width of the projections of all inputs; None for matrices in the perceptrons' place.
+        text_hidden: The same of the texts' projection.
+        input_dropout: Of the numbers of every encoder of an input, in training only. What comes from frozen towers and
+            few pairs is learnt by heart without it.
+        hidden_dropout: Of the projections' hidden numbers, in training only.
     """
 
     def __init__(
@@ -149,30 +175,47 @@ class MultimodalModel(nn.Module):
         embedding_width: int = 128,
         temperature: float = 0.07,
         compared: Literal["projected", "as_is"] = "projected",
+        projection_hidden: int | None = 128,
+        text_hidden: int | None = None,
+        input_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+        answers: AnswerHead | None = None,
     ) -> None:
         super().__init__()
         self.fusion, self.compared = fusion, compared
         self.volume, self.image, self.audio, self.record, self.text = volume, image, audio, record, text
-        self.findings, self.decoder = findings, decoder
+        self.findings, self.decoder, self.answers = findings, decoder, answers
         self._check_widths()
         width = fusion.width
-        self.volume_adapter = None if volume is None else Adapter(volume.width, width)
-        self.image_adapter = None if image is None else Adapter(image.width, width)
-        self.audio_adapter = None if audio is None else Adapter(audio.width, width)
-        self.record_adapter = None if record is None else Adapter(record.width, width)
+        adapter = partial(Adapter, width=width, dropout=input_dropout)
+        self.volume_adapter = None if volume is None else adapter(volume.width)
+        self.image_adapter = None if image is None else adapter(image.width)
+        self.audio_adapter = None if audio is None else adapter(audio.width)
+        self.record_adapter = None if record is None else adapter(record.width)
         said = 0 if findings is None else findings.width + 1
         past = 0 if findings is None else findings.history_width + len(ontology.CHANGES)
-        sizes = {"num_findings": NUM_FINDINGS, "embedding_width": embedding_width}
-        self.volume_projection = None if volume is None else Projection(width, said=said + past, **sizes)
-        self.image_projection = None if image is None else Projection(width, said=said, **sizes)
-        self.audio_projection = None if audio is None else Projection(width, said=said, **sizes)
-        self.record_projection = None if record is None else Projection(width, said=said, **sizes)
-        self.text_projection = None if text is None else nn.Linear(text.width, embedding_width)
+        project = partial(
+            Projection,
+            width,
+            num_findings=NUM_FINDINGS,
+            embedding_width=embedding_width,
+            hidden=projection_hidden,
+            dropout=hidden_dropout,
+        )
+        self.volume_projection = None if volume is None else project(said=said + past)
+        self.image_projection = None if image is None else project(said=said)
+        self.audio_projection = None if audio is None else project(said=said)
+        self.record_projection = None if record is None else project(said=said)
+        into = partial(perceptron, hidden=text_hidden, out_width=embedding_width, dropout=hidden_dropout)
+        self.text_projection = None if text is None else into(text.width)
         if compared == "as_is":
             if image is None or text is None or image.width != text.width:
                 raise ValueError('compared="as_is" needs an image and a text encoder that share a width')
             self.image_projection = self.text_projection = None
         self.finding_tokens = None if findings is None else nn.Linear(findings.width, width)
+        self.question_adapter = None
+        if answers is not None and decoder is not None and text is not None:
+            self.question_adapter = Adapter(text.token_width, width)
         self.logit_scale = LogitScale(temperature=temperature)
 
     def _check_widths(self) -> None:
@@ -183,6 +226,16 @@ class MultimodalModel(nn.Module):
         """
         head = self.findings
         pairs: list[tuple[str, object, object]] = []
+        if self.answers is not None:
+            if self.text is None:
+                raise ValueError("answers reads questions through the text tower; give it `text`")
+            if self.record is not None:
+                raise ValueError("answers puts the question in the record's seat of the fusion; leave out `record`")
+            pairs.append(("answers.text_width", self.answers.text_width, self.text.width))
+            if self.answers.image_width:
+                pairs.append(
+                    ("answers.image_width", self.answers.image_width, None if self.image is None else self.image.width)
+                )
         if self.decoder is not None and self.decoder.memory_width != self.fusion.width:
             raise ValueError(
                 f"decoder.memory_width must be the fusion's width {self.fusion.width}, got {self.decoder.memory_width}"
@@ -302,7 +355,10 @@ class MultimodalModel(nn.Module):
         """
         if self.text is None:
             raise ValueError("this model has no text encoder; give it `text`")
-        vectors = self.text(text)
+        return self.project_text(self.text(text))
+
+    def project_text(self, vectors: Float[Tensor, "M D"]) -> Float[Tensor, "M E"]:
+        """Unit vectors from what the text encoder made of texts."""
         if self.text_projection is not None:
             vectors = self.text_projection(vectors)
         return F.normalize(vectors.float(), dim=-1)
@@ -334,13 +390,41 @@ class MultimodalModel(nn.Module):
             return Tokens(place.new_zeros(encoded.size, 1, self.fusion.width), _none(encoded.size, place.device))
         return memory
 
+    def remember(
+        self, encoded: Encoded, writing: Writing, *, said: Tokens | None = None
+    ) -> tuple[Tokens, Int[Tensor, " M"]]:
+        """The decoder's memory for rows of text, and the place in it that each row reads.
+
+        In a model with an answer head the question itself, in the seat of the record, and the image read each other;
+        each row then has a memory of its own. In all others it is `fuse`, one memory a study.
+
+        Args:
+            encoded: Of the batch.
+            writing: The rows.
+            said: What the text tower says of `writing.asked`; None: it is asked.
+        """
+        found = self.find(encoded)
+        if self.question_adapter is None or self.text is None or writing.asked is None:
+            return self.fuse(encoded, found), writing.study
+        seats = {source: select(tokens, writing.study) for source, tokens in self.adapt(encoded).items()}
+        seats["record"] = self.question_adapter(self.text.tokens(writing.asked) if said is None else said)
+        parts = [tokens for _, tokens in self.fusion(BySource(**seats)).items()]
+        if found is not None:
+            assert self.finding_tokens is not None
+            values = self.finding_tokens(found.tokens)[writing.study]
+            parts.append(Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)))
+        memory = concatenate(parts)
+        assert memory is not None
+        return memory, torch.arange(len(writing.study), device=memory.values.device)
+
     def forward(self, batch: Batch) -> Outputs:
         """Everything at once, for training; `batch.targets` is not looked at."""
         encoded = self.encode(batch)
         found = self.find(encoded)
         writing = None
         if self.decoder is not None and batch.writing is not None and batch.writing.target is not None:
-            writing = self.decoder(batch.writing, self.fuse(encoded, found), rows=batch.writing.study)
+            memory, rows = self.remember(encoded, batch.writing)
+            writing = self.decoder(batch.writing, memory, rows=rows)
         text = None if self.text is None or batch.text is None else self.embed_text(batch.text)
         return Outputs(encoded, found, text, writing)
 
@@ -404,8 +488,8 @@ class MultimodalModel(nn.Module):
         Raises:
             ValueError: The model has no decoder, or the batch no rows.
         """
-        decoder, writing, memory = self._asked(batch)
-        return decoder.generate(writing, memory, sampling=sampling, rows=writing.study)
+        decoder, writing, memory, rows = self._asked(batch)
+        return decoder.generate(writing, memory, sampling=sampling, rows=rows)
 
     @torch.no_grad()
     def score(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Float[Tensor, "M A"]:
@@ -414,19 +498,45 @@ class MultimodalModel(nn.Module):
         Raises:
             ValueError: As in `answer`, or see `mm.decoder.score.score_answers`.
         """
-        decoder, writing, memory = self._asked(batch)
+        decoder, writing, memory, rows = self._asked(batch)
         longest = max((len(answer) for answer in answers), default=0)
-        logits, state = decoder.begin(writing, memory, room=longest, rows=writing.study)
+        logits, state = decoder.begin(writing, memory, room=longest, rows=rows)
         return score_answers(decoder, logits, state, answers)
 
-    def _asked(self, batch: Batch) -> tuple[SentenceDecoder, Writing, Tokens]:
+    @torch.no_grad()
+    def read_questions(self, encoded: Encoded, writing: Writing) -> tuple[Tensor, Padded, Tensor]:
+        """What the answer head takes: sentence vectors and words of the questions, and what is seen on their images.
+
+        Raises:
+            ValueError: There is no answer head, or the questions aren't in the text tower's words.
+        """
+        if self.answers is None or self.text is None:
+            raise ValueError("this model has no answer head; give it `answers` and `text`")
+        if writing.asked is None:
+            raise ValueError("questions must be split with the text tower's own words; see data.text")
+        seen = self.answers.describe(encoded.tokens.image, encoded.size)[writing.study]
+        return self.text(writing.asked), writing.asked, seen
+
+    @torch.no_grad()
+    def weigh(self, batch: Batch) -> Float[Tensor, "M A"]:
+        """Scores of the answer head's answers to each row of `batch.writing`.
+
+        Raises:
+            ValueError: See `read_questions`, or the batch has no rows.
+        """
+        if batch.writing is None:
+            raise ValueError("batch.writing must hold the questions, got None")
+        sentences, asked, seen = self.read_questions(self.encode(batch), batch.writing)
+        assert self.answers is not None
+        return self.answers(sentences, asked, seen)  # type: ignore[no-any-return]
+
+    def _asked(self, batch: Batch) -> tuple[SentenceDecoder, Writing, Tokens, Int[Tensor, " M"]]:
         if self.decoder is None:
             raise ValueError("to answer questions a model needs `decoder`")
         if batch.writing is None:
             raise ValueError("batch.writing must hold the questions, got None")
-        encoded = self.encode(batch)
-        memory = self.fuse(encoded, self.find(encoded))
-        return self.decoder, replace(batch.writing, target=None), memory
+        memory, rows = self.remember(self.encode(batch), batch.writing)
+        return self.decoder, replace(batch.writing, target=None), memory, rows
 
 
 def _compared(batch: Batch) -> tuple[bool, ...]:

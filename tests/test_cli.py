@@ -46,6 +46,13 @@ def test_an_unknown_recipe_names_the_known_ones(capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "out").exists()
 
 
+def test_an_audit_is_asked_of_what_has_one(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    code, _, err = run(capsys, "evaluate", "-c", "eval_vqa", "-o", str(tmp_path / "out"), "--audit")
+    assert code == 2
+    assert "VqaEvaluation: Option 'audit' is not accepted" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_empty_folder_is_nothing_to_do(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     code, _, err = run(capsys, "report", str(tmp_path), "-o", str(tmp_path / "out"))
     assert code == 2

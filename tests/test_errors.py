@@ -2,6 +2,7 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mm.dicom.errors import DicomError
@@ -31,6 +32,20 @@ def test_an_error_is_one_line(error: Exception, said: str) -> None:
     assert tell(error).startswith(said)
     assert "\n" not in tell(error)
     assert "JANE" not in tell(error)
+
+
+def fails(_: list[int]) -> None:
+    try:
+        raise OSError(5, "broken")
+    except OSError as error:
+        raise ValueError("image 'a.png' is broken:\nreplace it") from error
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks
+def test_an_error_of_a_loaders_worker_is_its_own_words() -> None:
+    with pytest.raises(ValueError, match="Traceback") as error:
+        next(iter(torch.utils.data.DataLoader([1, 2], num_workers=1, collate_fn=fails)))  # type: ignore[arg-type]
+    assert tell(error.value) == one_line(str(error.value)) == "image 'a.png' is broken: replace it"
 
 
 def test_a_file_that_is_no_yaml_is_named_by_line(tmp_path: Path) -> None:

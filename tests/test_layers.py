@@ -7,16 +7,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mm"
 # Each room and the rooms of ours that it may import; "mm" is the package itself, not what lies in it.
-_BASE = {"mm.ontology", "mm.batch"}
+_BASE = {"mm.ontology", "mm.batch", "mm.answer_words"}
 _NETWORKS = _BASE | {"mm.attention", "mm.transformer"}
 _FINDINGS = {"mm.findings", "mm.finding_maps", "mm.finding_loss", "mm.history", "mm.instances", "mm.calibration"}
-_MODEL = _NETWORKS | _FINDINGS | {"mm.encoders", "mm.fusion", "mm.decoder", "mm.model"}
+_MODEL = _NETWORKS | _FINDINGS | {"mm.answers", "mm.encoders", "mm.fusion", "mm.decoder", "mm.model"}
 _TELL = {"mm.trust", "mm.errors", "mm.files"}
 ALLOWED = {
     "ontology": set(),
     "batch": {"mm.ontology"},
     "masks": set(),
     "attention": {"mm.masks"},
+    "answer_words": set(),
+    "answers": _BASE,
     "trust": set(),
     "files": set(),
     "errors": {"mm.dicom.errors"},
@@ -27,7 +29,7 @@ ALLOWED = {
     "instances": _NETWORKS | {"mm.finding_maps", "mm.findings"},
     "history": _NETWORKS | {"mm.finding_maps", "mm.encoders.temporal"},
     "findings": _NETWORKS | _FINDINGS,
-    "encoders": _NETWORKS | {"mm.encoders"},
+    "encoders": _NETWORKS | {"mm.encoders", "mm.files"},
     "fusion": _NETWORKS | {"mm.fusion"},
     "decoder": _NETWORKS | {"mm.decoder", "mm.files"},
     "exchange": {"mm.batch", "mm.decoder", "mm.data", "mm.files"},
@@ -42,7 +44,16 @@ ALLOWED = {
     # The last two know the model by what it takes and gives; only a checkpoint makes one.
     "evaluation": _BASE
     | _TELL
-    | {"mm.evaluation", "mm.data", "mm.dicom", "mm.phantom", "mm.report", "mm.training.checkpoint", "mm"},
+    | {
+        "mm.evaluation",
+        "mm.data",
+        "mm.dicom",
+        "mm.phantom",
+        "mm.report",
+        "mm.training.checkpoint",
+        "mm.decoder.onednn",
+        "mm",
+    },
     "pipeline": _BASE | _TELL | {"mm.pipeline", "mm.data", "mm.dicom", "mm.report", "mm.training.checkpoint", "mm"},
 }
 ABOVE = {"cli", "__init__", "__main__"}

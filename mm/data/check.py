@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from mm.data.check_result import Check, Leak, Lengths, Problem
+from mm.data.check_result import SHOWN, Check, Leak, Lengths, Problem
 from mm.data.index import Row, inside, num_rows, rows_by_split, targets, value
 from mm.data.readers import decode_picture, image_name, read_sound
 from mm.data.sides import sideless, sides_of
@@ -44,9 +44,6 @@ def check(spec: Spec, *, track: Track = iter) -> Check:
             texts.add(f"{split}: {error}")
     digests = _read(named, spec, missing=missing, broken=broken, track=track)
     contents = {key: [digests[name] for name in names if name in digests] for key, names in of_row.items()}
-    groups: dict[tuple[Split, int], list[str]] = {}
-    if spec.group is not None:
-        groups = {(split, number): [value(row, spec.group.column)] for split, number, row in _each(rows)}
     copies: dict[str, list[str]] = defaultdict(list)
     for name, digest in digests.items():
         copies[digest].append(name)
@@ -64,8 +61,8 @@ def check(spec: Spec, *, track: Track = iter) -> Check:
         missing=missing,
         broken=broken,
         texts=texts,
-        group_leaks=_leaks(groups),
-        file_leaks=_leaks(contents),
+        group_leaks=group_leaks(spec, rows),
+        file_leaks=_leaks(contents, rows),
         duplicate_files=duplicates,
         distinct_texts=len(counted),
         most_common=max(counted.values(), default=0),
@@ -109,16 +106,34 @@ def _read(
     return digests
 
 
-def _leaks(keys: dict[tuple[Split, int], list[str]]) -> tuple[Leak, ...]:
-    rows: dict[Split, Counter[str]] = {split: Counter() for split in SPLITS}
+def group_leaks(spec: TableSpec, rows: dict[Split, list[Row]]) -> tuple[Leak, ...]:
+    """What the spec says should not be in two splits, such as a patient, and is.
+
+    Args:
+        spec: With `group`, or there is nothing to tell.
+        rows: Of its index, from `rows_by_split`.
+
+    Raises:
+        ValueError: A row doesn't have the column.
+    """
+    if spec.group is None:
+        return ()
+    return _leaks({(split, n): [value(row, spec.group.column)] for split, n, row in _each(rows)}, rows)
+
+
+def _leaks(keys: dict[tuple[Split, int], list[str]], rows: dict[Split, list[Row]]) -> tuple[Leak, ...]:
+    held: dict[Split, set[str]] = {split: set() for split in SPLITS}
     for (split, _), found in keys.items():
-        rows[split].update(set(found))
+        held[split].update(found)
     leaks = []
     for first, second in itertools.combinations(SPLITS, 2):
-        shared = rows[first].keys() & rows[second].keys()
+        shared = held[first] & held[second]
         if shared:
-            count = sum(any(key in shared for key in found) for (split, _), found in keys.items() if split == second)
-            leaks.append(Leak(first, second, len(shared), len(rows[second]), count))
+            those = [
+                number for (split, number), found in keys.items() if split == second and not shared.isdisjoint(found)
+            ]
+            examples = tuple(rows[second][number]["__row__"] + 1 for number in those[:SHOWN])
+            leaks.append(Leak(first, second, len(shared), len(held[second]), len(those), examples))
     return tuple(leaks)
 
 

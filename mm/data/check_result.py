@@ -33,6 +33,7 @@ class Leak:
         shared: Groups, or contents of files, that are in both.
         of: Groups, or contents, that `second` has.
         rows: Rows of `second` that they make up.
+        examples: The first of these rows, by their number in the index (from 1); none of procedural patients.
     """
 
     first: Split
@@ -40,6 +41,7 @@ class Leak:
     shared: int
     of: int
     rows: int
+    examples: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,14 @@
 """What `mm data check` found, as a table for a terminal."""
 
+from typing import Final
+
 from mm.data.check_result import Check, Leak, Problem
+
+MOST_ROWS: Final = 5
+"""Named in a line."""
+REMEDY: Final = (
+    "  unless that is meant, move the rows of each to one split, or carve: test: {share: 0.2, group: {column: ...}}"
+)
 
 
 def check_table(found: Check) -> str:
@@ -12,8 +20,10 @@ def check_table(found: Check) -> str:
     lines += _problem("missing files", found.missing)
     lines += _problem("broken files", found.broken)
     lines += _problem("rows with a faulty text or column", found.texts)
-    lines += [_leak("groups", leak) for leak in found.group_leaks]
-    lines += [_leak("files (by content)", leak) for leak in found.file_leaks]
+    lines += [leak_line("groups", leak) for leak in found.group_leaks]
+    lines += [leak_line("files (by content)", leak) for leak in found.file_leaks]
+    if found.group_leaks or found.file_leaks:
+        lines.append(REMEDY)
     lines += _problem("files whose content another has too", found.duplicate_files)
     if found.num_texts:
         distinct = f"{found.num_texts:,}, {found.distinct_texts:,} distinct"
@@ -27,10 +37,13 @@ def check_table(found: Check) -> str:
     return "\n".join(lines)
 
 
-def _leak(what: str, leak: Leak) -> str:
+def leak_line(what: str, leak: Leak) -> str:
+    """One leak, with the rows where it is seen."""
+    some = leak.examples[:MOST_ROWS]
+    where = f": {', '.join(map(str, some))}{', ...' if leak.rows > len(some) else ''}" if some else ""
     return (
         f"leak: {leak.shared:,} of the {leak.of:,} {what} of {leak.second} are in {leak.first} too "
-        f"({leak.rows:,} rows of {leak.second})"
+        f"({leak.rows:,} rows of {leak.second}{where})"
     )
 
 

@@ -61,7 +61,7 @@ def collate(
         audio=_audio(samples),
         record=_records(samples, tokenizer, max_words),
         text=_texts(samples, tokenizer, rows, max_text),
-        writing=None if tokenizer is None else _writing(samples, tokenizer, rows),
+        writing=None if tokenizer is None else _writing(samples, tokenizer, rows, max_text),
         targets=_targets([sample.truth for sample in samples]),
     )
 
@@ -159,11 +159,12 @@ def _first_answer(sample: Sample) -> str:
     return next((f"{item.question} {item.answer}" for item in sample.questions), "")
 
 
-def _writing(samples: Sequence[Sample], tokenizer: Tokenizer, rows: tuple[Rows, ...]) -> Writing | None:
+def _writing(samples: Sequence[Sample], tokenizer: Tokenizer, rows: tuple[Rows, ...], max_text: int) -> Writing | None:
     study: list[int] = []
     slots: list[tuple[int, int, int, int, int]] = []
     prompts: list[list[int]] = []
     targets: list[list[int]] = []
+    asked: list[list[int]] = []
     for b, sample in enumerate(samples):
         if "report" in rows:
             findings = () if sample.truth is None else sample.truth.findings
@@ -173,6 +174,7 @@ def _writing(samples: Sequence[Sample], tokenizer: Tokenizer, rows: tuple[Rows, 
                 slots.append(slot(sentence.kind, about))
                 prompts.append(tokenizer.prompt(sample.language))
                 targets.append(tokenizer.target(sentence.text))
+                asked.append([])
         if "questions" in rows:
             for question in sample.questions:
                 study.append(b)
@@ -180,10 +182,17 @@ def _writing(samples: Sequence[Sample], tokenizer: Tokenizer, rows: tuple[Rows, 
                 prompts.append(tokenizer.prompt(sample.language, question.question))
                 # An answer is a user's text: what looks like a placeholder in it is none.
                 targets.append([*tokenizer.encode(question.answer), SPECIAL_IDS.end])
+                asked.append([] if tokenizer.texts is None else tokenizer.encode_whole(question.question, max_text))
     if not study:
         return None
     columns = torch.tensor(slots, dtype=torch.long).unbind(1)
-    return Writing(torch.tensor(study), Slots(*columns), Padded.of(prompts), Padded.of(targets))
+    return Writing(
+        torch.tensor(study),
+        Slots(*columns),
+        Padded.of(prompts),
+        Padded.of(targets),
+        None if tokenizer.texts is None else Padded.of(asked),
+    )
 
 
 # ------------------------------------------------------------------------------------------------- truth

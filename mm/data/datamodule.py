@@ -16,6 +16,7 @@ from mm.batch import Batch, Modality, Sample
 from mm.data.augment import Mirrored
 from mm.data.collate import Rows, collate
 from mm.data.readers import INPUTS, open_split, open_words, texts
+from mm.data.sounds import ChangedSounds, SoundChanges
 from mm.data.spec import Spec, Split, load_spec
 from mm.data.text_vocabulary import TextVocabulary
 from mm.data.tokenizer import Tokenizer, train_tokenizer
@@ -56,6 +57,8 @@ class MultimodalData(LightningDataModule):
         max_words: int = 64,
         max_text: int = 256,
         mirror: float = 0.0,
+        sounds: SoundChanges | None = None,
+        held_out: str | None = None,
         seed: int = 0,
     ) -> None:
         """Remembers the settings; reads nothing but the spec.
@@ -77,6 +80,9 @@ class MultimodalData(LightningDataModule):
             max_text: Longest run of tokens of a whole report.
             mirror: Share of the training studies shown as their mirror image, with left and right exchanged in
                 texts and truth; those that can't be are left as they are. Not with a cache of encoded inputs.
+            sounds: How the sounds of the training studies are changed each time. Not with a cache either.
+            held_out: A value of the spec's `group` column, such as one speaker: its rows are the test split, all
+                others are trained on.
             seed: Of the order of the training studies.
 
         Raises:
@@ -89,12 +95,12 @@ class MultimodalData(LightningDataModule):
             raise ValueError(f"data.workers must be at least 0, got {workers}")
         if not 0.0 <= mirror <= 1.0:
             raise ValueError(f"data.mirror must be a share from 0 to 1, got {mirror}")
-        self.spec: Spec = load_spec(spec, root=root)
+        self.spec: Spec = load_spec(spec, root=root, held_out=held_out)
         self.batch_size, self.workers, self.inputs, self.rows = batch_size, workers, inputs, rows
         self.tokenizer_path, self.vocab_size, self.tokenizer_studies = tokenizer, vocab_size, tokenizer_studies
         self.studies: dict[Split, int | None] = {"train": train_studies, "val": val_studies, "test": test_studies}
         self.max_words, self.max_text, self.seed = max_words, max_text, seed
-        self.mirror = mirror
+        self.mirror, self.sounds = mirror, sounds
         self.texts_only = False
         self._tokenizer: Tokenizer | None = None
         self._texts: TextVocabulary | None = None
@@ -144,6 +150,10 @@ class MultimodalData(LightningDataModule):
             if self.texts_only:
                 raise ValueError(f"data.mirror {self.mirror} can't mirror inputs that are cached; set 0 or no cache")
             samples = Mirrored(samples, share=self.mirror)
+        if shuffled and self.sounds is not None:
+            if self.texts_only:
+                raise ValueError("data.sounds can't change inputs that are cached; leave it out, or set no cache")
+            samples = ChangedSounds(samples, self.sounds)
         size = len(samples)  # type: ignore[arg-type]  # every dataset of ours is sized
         order: Sampler[int | Drawn] = Shuffled(size, seed=self.seed) if shuffled else Rest(size, start)
         return DataLoader[Numbered](  # the collate function turns pairs of number and sample into it

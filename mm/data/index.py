@@ -1,6 +1,7 @@
 """Rows of a data set's index: JSON lines, CSV, Parquet, or the names of files; which split each belongs to."""
 
 import csv
+import difflib
 import hashlib
 import io
 import re
@@ -21,16 +22,39 @@ def rows_by_split(spec: TableSpec) -> dict[Split, list[Row]]:
     """All rows but those that `drop_empty` takes, and `exclude` from train and val.
 
     Raises:
-        ValueError: An index is missing or broken, or a row lacks a column or names no split.
+        ValueError: An index is missing or broken, a row lacks a column or names no split, or nothing is `held_out`.
     """
     kept: dict[Split, list[Row]] = {"train": [], "val": [], "test": []}
-    for given, row in _rows(spec):
+    rows = list(_rows(spec))
+    _check_columns([row for _, row in rows], spec)
+    if spec.held_out is not None:
+        assert spec.group is not None
+        known = sorted({value(row, spec.group.column) for _, row in rows})
+        if spec.held_out not in known:
+            several = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+            raise ValueError(f"data spec {spec.name}: held_out must be one of {spec.group.column} ({several}); "
+                             f"got {spec.held_out!r}")  # fmt: skip
+    for given, row in rows:
         if spec.drop_empty and not _texts_of(row, spec.target):
             continue
         split = _split_of(row, spec, given)
         if split == "test" or not is_flagged(row, spec.exclude):
             kept[split].append(row)
     return kept
+
+
+def _check_columns(rows: list[Row], spec: TableSpec) -> None:
+    """Whether every column that the spec names is one of some row at least; told once, not for each row."""
+    known = {key for row in rows for key in row if key != "__row__"}
+    for key in ("image", "audio", "prompt", "target", "closed", "side", "group", "exclude", "split"):
+        asked = getattr(spec, key)
+        names = () if asked is None else (asked.column, *getattr(asked, "then", ()))
+        for name in names:
+            if rows and name not in known:
+                close = difflib.get_close_matches(name, sorted(known), n=1)
+                meant = f"; did you mean {close[0]}?" if close else ""
+                raise ValueError(f"data spec {spec.name}: {key} names column {name!r}, which no row of the index has; "
+                                 f"they have {', '.join(sorted(known))}{meant}")  # fmt: skip
 
 
 def num_rows(spec: TableSpec) -> int:
@@ -208,6 +232,11 @@ def _split_of(row: Row, spec: TableSpec, given: Split | None) -> Split:
                 f"data spec {spec.name}: split must be one of {known}; got {text!r} in row {row['__row__'] + 1}"
             )
         split = means.get(text) or spec.split.rest or split
+    if spec.held_out is not None:
+        assert spec.group is not None
+        if value(row, spec.group.column) == spec.held_out:
+            return "test"
+        split = "train" if split == "test" else split
     if split == "train" and spec.test is not None and _carved(row, spec.test, start=4):
         return "test"
     if split == "train" and spec.val is not None and _carved(row, spec.val, start=0):

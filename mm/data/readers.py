@@ -1,6 +1,6 @@
 """Opens one split of a data spec as a torch `Dataset` of `Sample`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,8 @@ from mm.ontology import SOUND_RATE, SOUND_SITES
 
 INPUTS: tuple[Modality, ...] = ("volume", "image", "audio", "record")
 MAX_RATIO: Final = 1024
+MOST_NAMED: Final = 5
+"""Missing files that an error names."""
 
 
 def open_split(
@@ -105,8 +107,11 @@ class TableDataset(Dataset[Sample]):
         self.rows = rows_by_split(spec)[split][:studies]
         if not self.rows:
             raise ValueError(f"data spec {spec.name}: no row of the index belongs to split {split!r}")
-        for row in self.rows:
-            targets(row, spec)  # what is wrong with a text is told before training, not in its third hour
+        for row in self.rows:  # what is wrong with a text is told before training, not in its third hour
+            targets(row, spec)
+            for column in filter(None, (spec.prompt, spec.closed)):
+                value(row, column.column)
+        check_files(self.rows, spec, inputs)
 
     def __len__(self) -> int:
         """Number of rows in this split."""
@@ -130,12 +135,18 @@ class TableDataset(Dataset[Sample]):
             questions = (Question(value(row, spec.prompt.column), offered[drawn], is_flagged(row, spec.closed)),)
         image = None
         audio: tuple[Float[np.ndarray, " _"] | None, ...] = ()
-        if "image" in self.inputs and (name := image_name(row, spec)) is not None:
-            assert spec.image is not None
-            image = read_picture(inside(spec.root, name), colour=spec.image.colour)
-        if "audio" in self.inputs and spec.audio is not None:
-            sound = read_sound(inside(spec.root, value(row, spec.audio.column)), rate=spec.audio.rate)
-            audio = tuple(sound if site == spec.audio.site else None for site in SOUND_SITES)
+        try:
+            if "image" in self.inputs and (name := image_name(row, spec)) is not None:
+                assert spec.image is not None
+                image = read_picture(inside(spec.root, name), colour=spec.image.colour)
+            if "audio" in self.inputs and spec.audio is not None:
+                sound = read_sound(inside(spec.root, value(row, spec.audio.column)), rate=spec.audio.rate)
+                audio = tuple(sound if site == spec.audio.site else None for site in SOUND_SITES)
+        except ValueError as error:
+            raise ValueError(
+                f"data spec {spec.name}, row {row['__row__'] + 1}: {error}; replace the file or take the row out of the"
+                " index (mm data check finds all such)"
+            ) from error
         return Sample(
             study=f"{spec.name}-{row['__row__']}",
             image=image,
@@ -143,6 +154,29 @@ class TableDataset(Dataset[Sample]):
             language=spec.language,
             text="" if questions else offered[drawn],
             questions=questions,
+        )
+
+
+def check_files(rows: Sequence[Row], spec: TableSpec, inputs: tuple[Modality, ...]) -> None:
+    """Whether the files of some rows are there; they are not opened.
+
+    Raises:
+        ValueError: One isn't, or its path leads out of the root.
+    """
+    absent: dict[str, int] = {}
+    for row in rows:
+        names = [image_name(row, spec) if "image" in inputs else None]
+        if "audio" in inputs and spec.audio is not None:
+            names.append(value(row, spec.audio.column))
+        for name in names:
+            if name is not None and not inside(spec.root, name).is_file():
+                absent.setdefault(name, row["__row__"] + 1)
+    if absent:
+        shown = ", ".join(f"{name!r} (row {number})" for name, number in list(absent.items())[:MOST_NAMED])
+        rest = f" and {len(absent) - MOST_NAMED} more" if len(absent) > MOST_NAMED else ""
+        raise ValueError(
+            f"data spec {spec.name}: missing below {spec.root}: {shown}{rest}; put the files there, give another root,"
+            " or take the rows out of the index"
         )
 
 
@@ -183,8 +217,10 @@ def decode_picture(
         with PIL.Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB" if colour else "L"), dtype=np.float32)
             return np.moveaxis(pixels, -1, 0) if colour else pixels
+    except FileNotFoundError as error:
+        raise ValueError(f"image {path.name!r} is missing") from error
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"image {path.name!r} can't be read: {type(error).__name__}") from error
+        raise ValueError(f"image {path.name!r} is broken, or no PNG or JPEG ({type(error).__name__})") from error
 
 
 def read_sound(path: Path, *, rate: int) -> Float[np.ndarray, " T"]:
@@ -200,7 +236,7 @@ def read_sound(path: Path, *, rate: int) -> Float[np.ndarray, " T"]:
     try:
         stored, given = soundfile.read(path, dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
-        raise ValueError(f"sound {path.name!r} can't be read: {type(error).__name__}") from error
+        raise ValueError(f"sound {path.name!r} is missing, broken or no sound ({type(error).__name__})") from error
     if given != rate:
         raise ValueError(f"sound {path.name!r} has {given} Hz, but the data spec says audio.rate {rate}")
     if len(stored) == 0 or not np.isfinite(stored).all():

@@ -67,6 +67,7 @@ class TableSpec:
         closed: Flag column: the question is a closed one.
         side: Column with "left" or "right", to check texts against.
         group: Column of what should not be in two splits, such as the patient; only checked.
+        held_out: The value of `group` whose rows are the test split. What else `split` has there is trained on.
         exclude: Flag column: the row is neither trained nor validated on.
         drop_empty: Leave out rows without a target; else they are refused.
         val: How validation is carved from train; None where the index has a validation split.
@@ -87,6 +88,7 @@ class TableSpec:
     closed: Column | None = None
     side: Column | None = None
     group: Column | None = None
+    held_out: str | None = None
     exclude: Column | None = None
     drop_empty: bool = False
     val: Carve | None = None
@@ -95,15 +97,17 @@ class TableSpec:
 
 
 Spec: TypeAlias = PhantomSpec | TableSpec
+COLUMNS = (AudioColumn, Carve, Column, ImageColumn, IndexFiles, SplitColumn, TextColumn)
 KINDS: tuple[str, ...] = ("phantom", *get_args(Format))
 
 
-def load_spec(name: str | Path, *, root: str | Path | None = None) -> Spec:
+def load_spec(name: str | Path, *, root: str | Path | None = None, held_out: str | None = None) -> Spec:
     """Reads a data spec.
 
     Args:
         name: A file, or the name of a shipped spec.
         root: Takes the place of the file's own `root`.
+        held_out: Takes the place of the file's own `held_out`.
 
     Raises:
         ValueError: Unknown name, kind, key or type; an environment variable that isn't set; a missing folder.
@@ -119,9 +123,13 @@ def load_spec(name: str | Path, *, root: str | Path | None = None) -> Spec:
     fields = content if kind == "phantom" else {**content, "format": kind}
     spec = parse(PhantomSpec if kind == "phantom" else TableSpec, fields, where=path.name)
     if isinstance(spec, PhantomSpec):
-        if root is not None:
-            raise ValueError(f"data spec {path.name} is procedural and takes no root; got {str(root)!r}")
+        for given, what in ((root, "root"), (held_out, "held_out")):
+            if given is not None:
+                raise ValueError(f"data spec {path.name} is procedural and takes no {what}; got {str(given)!r}")
         return spec
+    assert isinstance(spec, TableSpec)
+    if held_out is not None:
+        spec = replace(spec, held_out=held_out)
     _check(spec, where=path.name)
     return replace(spec, root=str(_folder(str(root) if root is not None else spec.root, where=path.name)))
 
@@ -133,7 +141,8 @@ def _check(spec: TableSpec, *, where: str) -> None:
         ValueError: No split, two sources of one, a share or rate out of range, a pattern where none belongs.
     """
     where = f"data spec {where}"
-    if isinstance(spec.index, str) and spec.split is None and (spec.val is None or spec.test is None):
+    tested = spec.test is not None or spec.held_out is not None
+    if isinstance(spec.index, str) and spec.split is None and (spec.val is None or not tested):
         raise ValueError(f"{where}: no split; give split (a column), an index for each of train, val and test, or "
                          "carve both val and test")  # fmt: skip
     if isinstance(spec.index, IndexFiles) and (spec.split is not None or spec.format == "files"):
@@ -143,6 +152,10 @@ def _check(spec: TableSpec, *, where: str) -> None:
             raise ValueError(f"{where}: {name}.share must be above 0 and below 1, got {carve.share}")
         if carve is not None and isinstance(spec.index, IndexFiles) and getattr(spec.index, name) is not None:
             raise ValueError(f"{where}: {name} is both carved and in an index of its own; drop one")
+    if spec.held_out is not None and (
+        spec.group is None or isinstance(spec.index, IndexFiles) or spec.test is not None
+    ):
+        raise ValueError(f"{where}: held_out needs a group, one index for all splits and no carved test")
     if (spec.format == "files") != (spec.pattern is not None):
         raise ValueError(f"{where}: pattern belongs to kind files, and that needs one; got kind {spec.format}")
     try:
@@ -167,7 +180,8 @@ def parse(kind: type[PhantomSpec] | type[TableSpec], content: dict[str, Any], *,
     try:
         parsed = parser.parse_object({"spec": content})
     except (ArgumentError, ValueError) as error:  # the latter where an import is denied
-        raise ValueError(f"data spec {where}: {one_line(str(error))}") from error
+        said = one_line(str(error), classes=(kind, *COLUMNS)).replace("Group 'spec' does not", "does not")
+        raise ValueError(f"data spec {where}: {said}") from error
     made = parser.instantiate(parsed).spec
     assert isinstance(made, kind)
     return made

@@ -12,13 +12,10 @@ from mm.decoder.cache import MemoryKeys, RowMemory
 from mm.decoder.experts import MixtureOfExperts
 from mm.decoder.groups import GroupLimit
 from mm.decoder.layer import DecoderLayer, SlotEmbedding
-from mm.decoder.output import DecoderOutput
 from mm.decoder.paged import PagedCache
 from mm.decoder.router import Gates, Router, Routing
 from mm.decoder.sentences import SentenceDecoder, places_of
 from mm.transformer import KeyValueCache, RMSNorm
-
-__all__ = ["DecoderOutput", "MoEDecoder"]
 
 
 class MoEDecoder(SentenceDecoder):

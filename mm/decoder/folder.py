@@ -7,8 +7,6 @@ tokenizer.json        as `mm.data.tokenizer.Tokenizer` saves it
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -22,7 +20,7 @@ from mm.decoder.language import LanguageModel
 from mm.decoder.language_config import LanguageConfig
 from mm.decoder.settings import entries_of, settings_from
 from mm.decoder.told import listed
-from mm.files import file_digest, write_atomically
+from mm.files import file_digest, folder_in_place, write_atomically
 
 FORMAT: Final = "mm decoder"
 VERSION: Final = 1
@@ -62,24 +60,15 @@ def write_decoder(model: LanguageModel, tokenizer: Vocabulary, folder: Path | st
     check_empty(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model room for {model.config.vocab_size}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
+    with folder_in_place(folder) as fresh:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, scratch / WEIGHTS)
-        (scratch / WEIGHTS).chmod(0o644)  # as the other two; safetensors lets nobody else read
-        tokenizer.save(scratch / VOCABULARY)
-        files = {name: file_digest(scratch / name) for name in (WEIGHTS, VOCABULARY)}
+        save_file(weights, fresh / WEIGHTS)
+        (fresh / WEIGHTS).chmod(0o644)  # as the other two; safetensors lets nobody else read
+        tokenizer.save(fresh / VOCABULARY)
+        files = {name: file_digest(fresh / name) for name in (WEIGHTS, VOCABULARY)}
         content = {"format": FORMAT, "version": VERSION, "config": entries_of(model.config), "files": files}
         content["seal"] = _seal(content)
-        write_atomically(scratch / CONFIG, (json.dumps(content, indent=1) + "\n").encode())
-        if folder.exists():
-            folder.rmdir()
-        scratch.replace(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)  # after a failure; else it has its name by now
+        write_atomically(fresh / CONFIG, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_decoder(folder: Path | str) -> tuple[LanguageModel, Path]:

@@ -124,7 +124,7 @@ def read_elements(stream: BoundedFile | io.BytesIO, transfer_syntax_uid: str) ->
     )
 
 
-def read_header(path: Path, siblings: Siblings | None = None) -> Instance:
+def read_header(path: str | Path, siblings: Siblings | None = None) -> Instance:
     """The allowed elements of one file: by our own walk where that is sure of them, else by pydicom's.
 
     Args:
@@ -138,7 +138,7 @@ def read_header(path: Path, siblings: Siblings | None = None) -> Instance:
     return walk_header(path, siblings) or parse_header(path)
 
 
-def walk_header(path: Path, siblings: Siblings | None = None) -> Instance | None:
+def walk_header(path: str | Path, siblings: Siblings | None = None) -> Instance | None:
     """The instance that `parse_header` would return, or None where only that can tell.
 
     Raises:
@@ -156,11 +156,11 @@ def walk_header(path: Path, siblings: Siblings | None = None) -> Instance | None
         num_bytes = os.lseek(descriptor, 0, os.SEEK_END)
         if num_bytes > MAX_FILE_BYTES:
             return None
-        window = os.pread(descriptor, WINDOW if siblings is None else max(WINDOW, siblings.window), 0)
+        window = os.pread(descriptor, (siblings and siblings.window) or WINDOW, 0)
         if not _is_part10(window):
             return None
         try:
-            return _instance(path, descriptor, window, num_bytes, siblings)
+            return _instance(os.fspath(path), descriptor, window, num_bytes, siblings)
         except TooDeep:
             raise FileError("damaged", "depth of sequences") from None
         except (Unsure, FileError, *BROKEN):
@@ -171,26 +171,28 @@ def walk_header(path: Path, siblings: Siblings | None = None) -> Instance | None
         os.close(descriptor)
 
 
-def _instance(path: Path, descriptor: int, window: bytes, num_bytes: int, siblings: Siblings | None) -> Instance:
-    known = None if siblings is None else siblings.read(path, window)
+def _instance(file: str, descriptor: int, window: bytes, num_bytes: int, siblings: Siblings | None) -> Instance:
+    known = None if siblings is None else siblings.read(file, window)
     if known is not None:
         _check_pixels(*known, num_bytes)
         return known[0]
+    if len(window) < min(WINDOW, num_bytes):
+        window = os.pread(descriptor, WINDOW, 0)
     walked = walk(descriptor, window, num_bytes)
-    instance = instance_of(path, elements(walked.found), walked.transfer_syntax_uid, walked.offset)
+    instance = instance_of(file, elements(walked.found), walked.transfer_syntax_uid, walked.offset)
     _check_pixels(instance, walked.head, num_bytes)
     if siblings is not None:
         siblings.learn(window, walked)
     return instance
 
 
-def parse_header(path: Path) -> Instance:
+def parse_header(path: str | Path) -> Instance:
     """The allowed elements of one file through pydicom.
 
     Raises:
         FileError: As `read_header`.
     """
-    with guarded(), open_file(path) as file:
+    with guarded(), open_file(Path(path)) as file:
         head = file.read(132)
         if _is_part10(head):
             transfer_syntax_uid = _transfer_syntax(file)
@@ -204,7 +206,7 @@ def parse_header(path: Path) -> Instance:
             with _of_series(data):
                 if offset > file.num_bytes:
                     raise FileError("truncated", "header")
-                instance = instance_of(path, data, transfer_syntax_uid, offset)
+                instance = instance_of(os.fspath(path), data, transfer_syntax_uid, offset)
                 _check_pixels(instance, file.read(12), file.num_bytes)
             return instance
         packed = behind_meta(file)
@@ -212,7 +214,7 @@ def parse_header(path: Path) -> Instance:
         stream = io.BytesIO(inflated)
         data = read_elements(stream, transfer_syntax_uid)
         with _of_series(data):
-            instance = instance_of(path, data, transfer_syntax_uid, stream.tell())
+            instance = instance_of(os.fspath(path), data, transfer_syntax_uid, stream.tell())
             check_ratio(frame_bytes=instance.num_bytes, num_frames=1, held=len(packed), runs=False)
             limit = instance.pixel_offset + instance.num_bytes + MAX_HEADER_BYTES
             num_bytes = count_inflated(packed, limit)

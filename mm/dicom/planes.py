@@ -6,7 +6,8 @@ whatever isn't as the scan found it, goes through `read_planes`, which also says
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -19,7 +20,6 @@ from mm.dicom.header import pixel_element
 from mm.dicom.instance import Frame
 from mm.dicom.pixels import check_greyscale, read_planes, rescaled
 
-THREADS: Final = 2
 BUFFER_BYTES: Final = 512 << 10
 STORED: Final = {
     (signed, bits): np.dtype(f"<{'i' if signed else 'u'}{bits // 8}")
@@ -50,7 +50,7 @@ def _read_plane(frame: Frame, out: Float[np.ndarray, "Y X"], buffer: bytearray) 
     before = 8 if instance.transfer_syntax_uid == ImplicitVRLittleEndian else 12
     head = bytearray(before)
     unused, above = instance.bits_allocated - instance.bits_stored, instance.bits_allocated - 1 - instance.high_bit
-    descriptor = os.open(instance.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os.open(instance.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         position = instance.pixel_offset + before + frame.index * instance.rows * row_bytes
         if frame.index:
@@ -80,18 +80,21 @@ def _starts_pixels(head: bytearray, frame: Frame) -> bool:
     return element is not None and element[0] == len(head) and element[1] != 0xFFFFFFFF
 
 
-def _work(todo: Iterator[tuple[int, Frame]], out: Float[np.ndarray, "Z Y X"]) -> list[int]:
-    """Takes frames until none is left; returns the indices of those it couldn't read."""
+def _work(take: Callable[[], tuple[int, Frame]], out: Float[np.ndarray, "Z Y X"]) -> list[int]:
+    """Takes frames until none is left (IndexError); returns the indices of those it couldn't read."""
     buffer = bytearray(BUFFER_BYTES)
     left: list[int] = []
-    for z, frame in todo:
+    while True:
+        try:
+            z, frame = take()
+        except IndexError:
+            return left
         try:
             done = _is_plain(frame, out.shape[1:]) and _read_plane(frame, out[z], buffer)
         except (OSError, DicomError):
             done = False
         if not done:
             left.append(z)
-    return left
 
 
 def fill(out: Float[np.ndarray, "Z Y X"], frames: Sequence[Frame]) -> None:
@@ -100,9 +103,11 @@ def fill(out: Float[np.ndarray, "Z Y X"], frames: Sequence[Frame]) -> None:
     Raises:
         DicomError: A frame can't be read; the place names it, counted from 1.
     """
-    todo = iter(list(enumerate(frames)))  # of a list: two threads may draw from it
-    with ThreadPoolExecutor(THREADS) as pool:
-        left = sorted(z for part in [pool.submit(_work, todo, out) for _ in range(THREADS)] for z in part.result())
+    # From both ends: neighbouring slices share a (huge) page of memory, and where two threads touch one for the first
+    # time at once, both clear 2 MiB for it and one of them in vain.
+    todo = deque(enumerate(frames))
+    with ThreadPoolExecutor(2) as pool:
+        left = sorted(z for part in pool.map(_work, (todo.popleft, todo.pop), (out, out)) for z in part)
     if not left:
         return
     decoded = read_planes([frames[z] for z in left])

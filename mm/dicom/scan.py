@@ -152,7 +152,7 @@ class Scan:
     rejected: tuple[Rejected, ...]
 
 
-def _files(folder: Path, closed: list[Path]) -> Iterator[Path]:
+def _files(folder: Path, closed: list[Path]) -> Iterator[str]:
     """Every file below a folder, sorted; links to folders aren't followed, so nothing is met in a circle.
 
     Args:
@@ -161,10 +161,10 @@ def _files(folder: Path, closed: list[Path]) -> Iterator[Path]:
     """
     for root, folders, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         folders.sort()
-        yield from (Path(f"{root}/{name}") for name in sorted(names))
+        yield from (f"{root}{os.sep}{name}" for name in sorted(names))
 
 
-def _sources(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[Path], list[Path]]:
+def _sources(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[str], list[Path]]:
     """The folder that holds everything, every file once, and the folders that can't be listed.
 
     Raises:
@@ -179,9 +179,9 @@ def _sources(source: str | Path | Sequence[str | Path]) -> tuple[Path, list[Path
     missing = next((path for path in paths if not path.exists()), None)
     if missing is not None or not paths:
         raise ValueError(f"every file and folder must exist, and there must be one; got {str(missing)!r}")
-    every = {file for path in paths for file in (_files(path, closed) if path.is_dir() else (path,))}
+    every = {file for path in paths for file in (_files(path, closed) if path.is_dir() else (str(path),))}
     root = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in paths]))
-    return root, sorted(every), closed
+    return root, sorted(every, key=Path), closed
 
 
 def _check_kind(kind: Kind, instances: tuple[Instance, ...]) -> None:
@@ -254,7 +254,7 @@ def _content(item: Instance, *, decoded: bool) -> tuple[Instance, bytes | None]:
     Returns:
         None as the second where they can't be read.
     """
-    same = replace(item, path=Path(), pixel_offset=0)
+    same = replace(item, file="", pixel_offset=0)
     if decoded and item.num_bytes > LARGEST_COMPARED:
         return same, None
     if decoded:
@@ -330,22 +330,22 @@ def scan(source: str | Path | Sequence[str | Path], progress: Callable[[int, int
     Raises:
         ValueError: The folder, or one of the files, doesn't exist.
     """
-    root, paths, closed = _sources(source)
+    root, files, closed = _sources(source)
     rejected = [Rejected(path, "unreadable") for path in closed]
     studies: dict[str, list[Instance]] = defaultdict(list)
     patients: dict[str, set[str]] = defaultdict(set)
     found: list[Instance] = []
     siblings = Siblings()
     with _seldom_collected():
-        for number, path in enumerate(paths, 1):
+        for number, file in enumerate(files, 1):
             try:
-                if str(path)[-8:].upper() == "DICOMDIR" and path.name.upper() == "DICOMDIR":
+                if file[-8:].upper() == "DICOMDIR" and Path(file).name.upper() == "DICOMDIR":
                     raise FileError("dicomdir")
-                found.append(read_header(path, siblings))
+                found.append(read_header(file, siblings))
             except FileError as error:
-                rejected.append(Rejected(path, error.reason, error.place, *(error.belongs_to or ("", ""))))
+                rejected.append(Rejected(Path(file), error.reason, error.place, *(error.belongs_to or ("", ""))))
             if progress is not None:
-                progress(number, len(paths))
+                progress(number, len(files))
             if number % COLLECTED_EVERY == 0:
                 gc.collect(1)
     for instance in found:

@@ -12,7 +12,6 @@ import struct
 from collections.abc import Callable
 from dataclasses import fields
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from mm.dicom.elements import (
@@ -36,6 +35,7 @@ PATTERNS: Final = 8  # kept at a time, so that a folder may mix as many kinds of
 VARIANTS: Final = 256  # and as many series of one kind
 LAYOUTS: Final = 32
 LARGEST_WINDOW: Final = 128 << 10
+SPARE: Final = 512  # bytes that another header may be longer
 FIXED: Final = (TRANSFER_SYNTAX, SIGNED)  # other elements are read by what these say
 WITHOUT_LENGTH: Final = b"\xff\xff\xff\xff"
 IS_UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*").fullmatch
@@ -161,7 +161,7 @@ class Pattern(NamedTuple):
             return None
         return changed, position + len(self.tail) - 12
 
-    def read(self, path: Path, window: bytes) -> tuple[Instance, bytes] | None:
+    def read(self, file: str, window: bytes) -> tuple[Instance, bytes] | None:
         """The instance of a file and the first bytes of its pixel element, or None for another header."""
         try:
             matched = self.match(window)
@@ -174,13 +174,13 @@ class Pattern(NamedTuple):
         known = self.variants.get(key)
         if known is None:
             found = elements(self.stable | dict(zip(self.tags, raw, strict=True)))
-            instance = instance_of(path, found, self.transfer_syntax_uid, offset)
+            instance = instance_of(file, found, self.transfer_syntax_uid, offset)
             if len(self.variants) == VARIANTS:
                 self.variants.pop(next(iter(self.variants)))
             self.variants[key] = {field.name: getattr(instance, field.name) for field in fields(Instance)}
             return instance, self.tail[-12:]
         own = known.copy()
-        own["path"], own["pixel_offset"] = path, offset
+        own["file"], own["pixel_offset"] = file, offset
         for place, vr, name, convert in self.own:
             own[name] = convert(value(vr, raw[place]))
         if self.marks:
@@ -202,21 +202,25 @@ class Layout:
 
 
 class Siblings:
-    """What is known of the headers read so far. Holds no more than a few of them."""
+    """What is known of the headers read so far. Holds no more than a few of them.
+
+    Attributes:
+        window: Bytes that hold another header, very likely; 0 before the first.
+    """
 
     def __init__(self) -> None:
         self.window = 0
         self._patterns: list[Pattern] = []
         self._layouts: dict[tuple[bytes, ...], Layout] = {}
 
-    def read(self, path: Path, window: bytes) -> tuple[Instance, bytes] | None:
+    def read(self, file: str, window: bytes) -> tuple[Instance, bytes] | None:
         """The instance of a file and the first bytes of its pixel element, or None where it must be walked.
 
         Raises:
             Unsure, TooDeep: As for `walk`.
         """
         for index, pattern in enumerate(self._patterns):
-            found = pattern.read(path, window)
+            found = pattern.read(file, window)
             if found is not None:
                 if index:
                     self._patterns.insert(0, self._patterns.pop(index))
@@ -227,7 +231,7 @@ class Siblings:
         """Takes in a header that had to be walked."""
         if len(walk.head) < 12 or walk.offset + 12 > LARGEST_WINDOW:
             return
-        self.window = max(self.window, walk.offset + 12)
+        self.window = max(self.window, walk.offset + 12 + SPARE)
         if walk.offset + 12 > len(window):
             return
         starts = [*walk.starts, walk.offset]

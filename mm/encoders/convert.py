@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mm.encoders.weights import fill, read_weights
+from mm.files import write_atomically
 
 _LAYER: Final = {
     "attention.output.dense": "attn.proj",
@@ -62,9 +63,7 @@ def convert_tower(source: Path, name: str, out: Path) -> int:
         network = timm.create_model(name)
         weights = by_order(read_weights(source), network, what=source.name)
     fill(network, weights, path=str(source))
-    scratch = out.with_name(f".{out.name}.new")
-    save_file({key: tensor.contiguous() for key, tensor in weights.items()}, scratch, metadata={"timm": name})
-    scratch.replace(out)
+    write_atomically(out, save({key: tensor.contiguous() for key, tensor in weights.items()}, metadata={"timm": name}))
     return len(weights)
 
 

@@ -31,13 +31,24 @@ class MelStem(nn.Module):
 
     Args:
         channels: Output channels of each of the convolutions.
+        band_hz: Lowest and highest frequency of the bins.
+
+    Raises:
+        ValueError: There is no such band at this rate.
     """
 
     shortest = TRANSFORM
     stride = HOP * 2
 
-    def __init__(self, channels: tuple[int, int, int, int] = (16, 32, 64, 96)) -> None:
+    def __init__(
+        self,
+        channels: tuple[int, int, int, int] = (16, 32, 64, 96),
+        *,
+        band_hz: tuple[float, float] = BAND_HZ,
+    ) -> None:
         super().__init__()
+        if not 0 <= band_hz[0] < band_hz[1] <= SOUND_RATE / 2:
+            raise ValueError(f"band_hz must rise within 0 to {SOUND_RATE // 2}, got {list(band_hz)}")
         # A constant: made for real even where a model's sizes are tried out without memory (torch's meta device).
         with torch.device("cpu"):
             self.mel = MelSpectrogram(
@@ -45,8 +56,8 @@ class MelStem(nn.Module):
                 n_fft=TRANSFORM,
                 win_length=WINDOW,
                 hop_length=HOP,
-                f_min=BAND_HZ[0],
-                f_max=BAND_HZ[1],
+                f_min=band_hz[0],
+                f_max=band_hz[1],
                 n_mels=BINS,
                 center=False,
             )

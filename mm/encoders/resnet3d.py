@@ -43,7 +43,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Float[Tensor, "N C Z Y X"]) -> Float[Tensor, "N D z y x"]:
         """The next feature map."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(self.conv2(self.conv1(x)) + shortcut)  # type: ignore[no-any-return]
+        return self.relu(self.conv2(self.conv1(x)).add_(shortcut))  # type: ignore[no-any-return]
 
 
 class ResNet3D(nn.Module):
@@ -76,6 +76,7 @@ class ResNet3D(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.to(memory_format=torch.channels_last_3d)  # as their gradients come, which else are copied each step
 
     def pyramid(self, x: Float[Tensor, "N 3 Z Y X"]) -> tuple[Float[Tensor, "N _ _ _ _"], ...]:
         """Feature maps at `STRIDES`, finest first."""

@@ -32,6 +32,9 @@ class TimmEncoder(ImageEncoder):
         mean: Of the pixels, from 0 to 1, that the weights were trained with, one a channel. None: as timm has it.
         std: Standard deviation likewise.
         channels: Of the network: 3 for pretrained weights.
+        level: Of the feature pyramid as timm counts it, 0 the finest: tokens are pooled from there and the network
+            ends there. None: the last feature map. Edges and textures of a middle level may say more of an image
+            unlike the pretrained ones than the last level's objects do.
 
     Raises:
         ValueError: No such model, weights that don't fit it, or sizes that it can't have.
@@ -48,6 +51,7 @@ class TimmEncoder(ImageEncoder):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         channels: Literal[1, 3] = 3,
+        level: int | None = None,
     ) -> None:
         super().__init__()
         if ":" in name or not timm.is_model(name):
@@ -66,7 +70,7 @@ class TimmEncoder(ImageEncoder):
         if weights is not None:
             fill(network, _suited(read_weights(weights), network, classifier=known.classifier), path=weights)
         network.reset_classifier(0, global_pool="")
-        self.network = network
+        self.network, self.level = network, level
         self.width = int(network.num_features)
         self.widths = (self.width,)
         self.grid: tuple[int, int] | None = None
@@ -76,6 +80,17 @@ class TimmEncoder(ImageEncoder):
         else:
             self.stride = int(network.feature_info[-1]["reduction"])
         self.channels = (1,) if channels == 1 else (1, 3)
+        if level is not None:
+            self._end_at(level)
+
+    def _end_at(self, level: int) -> None:
+        levels = len(self.network.feature_info)
+        if not hasattr(self.network, "prune_intermediate_layers") or not 0 <= level < levels:
+            raise ValueError(f"level of {self.name} must be from 0 to {levels - 1}, got {level}")
+        self.network.prune_intermediate_layers([level], prune_norm=True, prune_head=True)
+        said = self.network.feature_info[level]
+        self.width, self.stride = int(said["num_chs"]), int(said["reduction"])
+        self.widths = (self.width,)
 
     def pixels(self, x: Float[Tensor, "N C Y X"]) -> Float[Tensor, "N E y x"]:
         """Images as the network was trained on them."""
@@ -86,7 +101,12 @@ class TimmEncoder(ImageEncoder):
         return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def pyramid(self, x: Float[Tensor, "N C Y X"]) -> tuple[Float[Tensor, "N _ _ _"], ...]:
-        """The last feature map, of `width` channels."""
+        """The last feature map, or that of `level`, of `width` channels."""
+        if self.level is not None:
+            made = self.network.forward_intermediates(
+                self.pixels(x), indices=[self.level], intermediates_only=True, output_fmt="NCHW"
+            )
+            return (made[0],)
         features = self.network.forward_features(self.pixels(x))
         if self.grid is not None:
             return (features[:, self.network.num_prefix_tokens :].transpose(1, 2).unflatten(2, self.grid),)

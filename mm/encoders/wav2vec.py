@@ -16,7 +16,7 @@ from torchaudio.models import wav2vec2_model
 
 from mm.batch import Audio, Tokens
 from mm.encoders.base import Encoder
-from mm.encoders.mel import MelStem
+from mm.encoders.mel import BAND_HZ, MelStem
 from mm.ontology import SOUND_SITES
 
 Convolution = tuple[int, int, int]
@@ -36,6 +36,7 @@ class Wav2VecEncoder(Encoder):
         hidden: Hidden width of the feed-forward layers.
         stem: "mel" for a log-mel spectrogram and convolutions, "waveform" for wav2vec 2.0's own convolutions.
         convolutions: Layers of the waveform's stem.
+        band_hz: Lowest and highest frequency of the spectrum; the default is for lung sounds, speech goes beyond.
         tokens_per_site: Each sound is cut into so many equal stretches, and each is pooled by learned attention.
         dropout: In the transformer, in training only.
     """
@@ -49,13 +50,14 @@ class Wav2VecEncoder(Encoder):
         hidden: int = 384,
         stem: Literal["mel", "waveform"] = "mel",
         convolutions: tuple[Convolution, ...] = ((32, 16, 8), (64, 10, 5), (128, 8, 4)),
+        band_hz: tuple[float, float] = BAND_HZ,
         tokens_per_site: int = 8,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got width={width}, heads={heads}")
-        mel = MelStem() if stem == "mel" else None
+        mel = MelStem(band_hz=band_hz) if stem == "mel" else None
         layers = convolutions if mel is None else ((mel.width, 1, 1),)
         self.network = wav2vec2_model(
             extractor_mode="layer_norm",

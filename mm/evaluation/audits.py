@@ -18,6 +18,7 @@ from mm.evaluation.bleu import bleu_counts, bleu_of
 from mm.evaluation.bootstrap import Score, bootstrap
 from mm.evaluation.cider import cider_d
 from mm.evaluation.labels import labels, mentions
+from mm.evaluation.meteor import meteor
 from mm.evaluation.rouge import rouge_l_coco
 from mm.evaluation.tokens import words
 
@@ -26,9 +27,10 @@ _SIZE: Final = re.compile(rf"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)(?=[\s-]?{_UNITS})")
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 _OTHER_SIDE: Final = {"left": "right", "right": "left", "左": "右", "右": "左"}
 _SIDE: Final = re.compile(r"\b(?:left|right)\b|[左右]", re.IGNORECASE)
+_DEGREES: Final = r"small|mild|moderate|large|severe|(?:slight|moderate|marked)ly displaced"
 # What may stand between "no" and the finding's name: an article, a size, a side, a degree.
 _BEFORE_NAME: Final = re.compile(
-    rf"(?:\ban? |\bthe )?(?:(?:{_UNITS}|\d[\d.,]*|small|moderate|large|new|stable|left|right|pleural|pulmonary)[ -])*$",
+    rf"(?:\ban? |\bthe )?(?:(?:{_UNITS}|\d+(?:[.,]\d+)*|{_DEGREES}|new|stable|left|right|pleural|pulmonary)[ -])*$",
     re.IGNORECASE,
 )
 _SEEN: Final = re.compile(r"(?:可见|见|有|示)?$")
@@ -148,9 +150,14 @@ def numbers_said(text: str, language: Language) -> Counter[Hashable]:  # noqa: A
     return Counter(_NUMBER.findall(text))
 
 
+def _meteor_rows(texts: Sequence[str], references: Sequence[str], language: Language) -> np.ndarray:
+    return meteor([words(text, language) for text in texts], [[words(text, language)] for text in references], language)
+
+
 MEASURES: Final[dict[str, Measure]] = {
     "BLEU-4": Measure(_overlap(bleu_counts), lambda rows: float(bleu_of(rows)[3])),
     "ROUGE-L": Measure(_overlap(rouge_l_coco), _mean),
+    "METEOR": Measure(_meteor_rows, _mean),
     "CIDEr-D": Measure(_overlap(cider_d), _mean),
     "finding F1": _agreement(findings_said),
     "side F1": _agreement(sides_said),

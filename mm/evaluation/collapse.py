@@ -10,7 +10,7 @@ import numpy as np
 
 from mm.batch import Language
 from mm.evaluation.bleu import ORDERS, Ngram, bleu_of, ngrams
-from mm.evaluation.tokens import words
+from mm.evaluation.tokens import fold, words
 
 _NUMBER: Final = re.compile(r"\d+(?:[.,]\d+)*")
 _END: Final[dict[Language, re.Pattern[str]]] = {
@@ -45,7 +45,7 @@ def collapse(texts: Sequence[str], language: Language, *, training: Sequence[str
 
 def masked(text: str) -> str:
     """The text with every number as `#`, case and white space folded."""
-    return " ".join(_NUMBER.sub("#", text.lower()).split())
+    return fold(_NUMBER.sub("#", text))
 
 
 def distinct_ratio(texts: Sequence[str]) -> float:

@@ -25,6 +25,7 @@ from mm.evaluation.evaluate import Evaluation, Results, batches, table
 from mm.evaluation.items import Items
 from mm.evaluation.paired import paired_p
 from mm.evaluation.plots import Confusion
+from mm.evaluation.sound_baselines import mean_log_mels, nearest
 from mm.evaluation.split import check_captions, split_facts
 from mm.training.checkpoint import Loaded
 
@@ -43,6 +44,8 @@ class ClassifyEvaluation(Evaluation):
         templates: Prompts with `{label}` in them; of several a class has the mean of their embeddings.
         checkpoint: A checkpoint folder, or the name of a shipped one.
         root: Takes the place of the spec's own root folder.
+        held_out: A value of the spec's `group` column, such as the speaker that the checkpoint was trained without:
+            its rows are the test split.
         split: Choose on `val`, read `test` once.
         studies: Only the first so many rows of the split; None for all.
         batch_size: Inputs a batch.
@@ -58,6 +61,7 @@ class ClassifyEvaluation(Evaluation):
         templates: list[str],
         checkpoint: str = "default",
         root: str | None = None,
+        held_out: str | None = None,
         split: Split = "test",
         studies: int | None = None,
         batch_size: int = 16,
@@ -68,7 +72,7 @@ class ClassifyEvaluation(Evaluation):
         for name, number in (("batch_size", batch_size), ("studies", studies)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
-        given = load_spec(spec, root=root)
+        given = load_spec(spec, root=root, held_out=held_out)
         check_captions(given, what="classification")
         if not isinstance(given, TableSpec):
             raise ValueError(f"data spec {given.name} has no labels to classify; give a table, such as fsdd")
@@ -78,8 +82,9 @@ class ClassifyEvaluation(Evaluation):
         self.split: Split = split
 
     def check(self) -> None:
-        """Whether the checkpoint has both encoders, and the data set labels."""
+        """Whether the checkpoint has both encoders and hasn't seen what is tested, and the data set labels."""
         super().check()
+        check_held_out(self.loaded, self.spec)
         check_embeds(self.loaded, self.source)
         self._labels()
         check_one(self.loaded, self.spec, self.source, self.split)
@@ -102,6 +107,10 @@ class ClassifyEvaluation(Evaluation):
             f"baseline: constant, always {classes[0]}": np.zeros_like(truth),
             f"baseline: most frequent in training, {classes[usual]}": np.full_like(truth, usual),
         }
+        if self.source == "audio":
+            heard = TableDataset(self.spec, "train", inputs=("audio",))
+            known, own = (mean_log_mels(of[row] for row in range(len(of))) for of in (heard, samples))
+            given["baseline: nearest training sound by mean log-mel"] = nearest(known, [place[x] for x in learnt], own)
         right = {name: of == truth for name, of in given.items()}
         accuracy = {name: _share(of) for name, of in right.items()}
         ours = right["ours"].astype(float)
@@ -194,6 +203,20 @@ def trained_on(loaded: Loaded, spec: TableSpec) -> bool:
         if data.get("name") == spec.name or (words is not None and words == spec.target.words):
             return True
     return False
+
+
+def check_held_out(loaded: Loaded, spec: TableSpec) -> None:
+    """Whether what is tested was kept out of training.
+
+    Raises:
+        ValueError: A stage of the checkpoint's training split this data set another way: it has seen test rows.
+    """
+    for stage in loaded.card.stages:
+        data = stage.get("data")
+        if isinstance(data, Mapping) and data.get("name") == spec.name and data.get("held_out") != spec.held_out:
+            raise ValueError(f"held_out must be what training of checkpoint {loaded.identity} held out of {spec.name} "
+                             f"({data.get('held_out') or 'nothing'}), or it is tested on what it has seen; "
+                             f"got {spec.held_out or 'nothing'}")  # fmt: skip
 
 
 def _share(right: np.ndarray) -> Score:

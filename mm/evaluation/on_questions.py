@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from mm.answer_words import normalise
 from mm.batch import Batch, Question, Sample
 from mm.data.collate import collate
 from mm.data.readers import TableDataset, image_name, open_split, open_words
@@ -18,13 +19,18 @@ from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
 from mm.evaluation.items import Items
 from mm.evaluation.paired import paired_p
 from mm.evaluation.split import size_of, split_facts
-from mm.evaluation.vqa import VqaScores, image_only, most_frequent, normalise, question_only, vqa_scores
-from mm.evaluation.vqa_listed import AnswerList
+from mm.evaluation.vqa import VqaScores, image_only, most_frequent, question_only, vqa_scores
+from mm.evaluation.vqa_listed import AnswerList, Candidates
 from mm.evaluation.vqa_variants import VARIANTS, variant_scores
 
 NEIGHBOURS: Final = 5
 """Training images that the image-only baseline asks, the image itself where it was trained on."""
 _BASELINE_PATIENTS: Final = 1000
+_CHOSEN: Final = {
+    "listed": "the most probable of {} training answers",
+    "head": "of {} training answers the one that the answer head scores highest",
+    "both": "of {} training answers by the answer head, the decoder's log-probability beside it",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,10 @@ class VqaEvaluation(Evaluation):
         spec: A data spec with questions: `phantom`, `vqa_rad` or a file.
         root: Takes the place of the spec's own root folder.
         split: Choose on `val`, read `test` once.
-        answers: Written word by word, or the most probable one listed: of all distinct training answers.
+        answers: "written" word by word; or one of all distinct training answers: the one that the decoder finds most
+            probable ("listed"), that the answer head scores highest ("head"), or "both" together.
+        candidates: "all" listed answers, or those "fitting" the question's form: yes or no, one of the options that
+            it names, or anything else.
         answer_limit: The list has only so many of the most frequent ones; None: all.
         studies: Only the first so many studies of the split; None for all.
         baseline_studies: Training studies whose questions and answers the baselines and the list learn; None for all
@@ -60,7 +69,8 @@ class VqaEvaluation(Evaluation):
         spec: str = "phantom",
         root: str | None = None,
         split: Split = "test",
-        answers: Literal["written", "listed"] = "written",
+        answers: Literal["written", "listed", "head", "both"] = "written",
+        candidates: Candidates = "all",
         answer_limit: int | None = None,
         studies: int | None = None,
         baseline_studies: int | None = None,
@@ -70,18 +80,24 @@ class VqaEvaluation(Evaluation):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         if answer_limit is not None and (answer_limit < 2 or answers == "written"):
-            raise ValueError(f"answer_limit must be at least 2, and needs answers: listed; got {answer_limit}")
+            raise ValueError(
+                f"answer_limit must be at least 2, and needs answers: listed, head or both; got {answer_limit}"
+            )
+        if candidates == "fitting" and answers == "written":
+            raise ValueError("candidates: fitting needs answers: listed, head or both; got answers: written")
         self.checkpoint, self.spec, self.root = checkpoint, load_spec(spec, root=root), root
         self.split: Split = split
-        self.answers, self.answer_limit = answers, answer_limit
+        self.answers, self.answer_limit, self.candidates = answers, answer_limit, candidates
         self.studies, self.baseline_studies, self.batch_size = studies, baseline_studies, batch_size
         if not isinstance(self.spec, PhantomSpec) and self.spec.prompt is None:
             raise ValueError(f"data spec {self.spec.name} has no questions: it names no prompt column")
 
     def check(self) -> None:
-        """Whether the checkpoint can write."""
+        """Whether the checkpoint can answer."""
         super().check()
-        if self.loaded.model.decoder is None:
+        if self.answers in ("head", "both") and self.loaded.model.answers is None:
+            raise ValueError(f"checkpoint {self.loaded.identity} has no answer head; take answers: written or listed")
+        if self.answers != "head" and self.loaded.model.decoder is None:
             raise ValueError(f"checkpoint {self.loaded.identity} has no decoder to answer with")
 
     def run(self) -> Results:
@@ -90,19 +106,24 @@ class VqaEvaluation(Evaluation):
         samples = open_split(self.spec, self.split, studies=self.studies)
         size = size_of(samples)
         learnt = self._learnt()
-        listed = AnswerList.of(learnt.questions, limit=self.answer_limit) if self.answers == "listed" else None
+        listed = AnswerList.of(learnt.questions, limit=self.answer_limit) if self.answers != "written" else None
         asked: list[Question] = []
         answers, studies = list[str](), list[str]()
         for part in tracked(batches(size, self.batch_size), what="questions"):
             some = [samples[index] for index in part]
-            asked += [question for sample in some for question in sample.questions]
+            new = [question for sample in some for question in sample.questions]
+            asked += new
             studies += [sample.study for sample in some for _ in sample.questions]
             # The answers stay here: the model gets the questions alone.
             blind = [_without_answers(sample) for sample in some]
             batch = collate(
                 blind, self.loaded.tokenizer, rows=("questions",), max_words=kept.max_words, max_text=kept.max_text
             )
-            answers += self._answered(batch) if listed is None else listed.choose(self.loaded, batch)
+            if self.answers == "written":
+                answers += self._answered(batch)
+            else:
+                assert listed is not None
+                answers += listed.choose(self.loaded, batch, new, by=self.answers, candidates=self.candidates)
         given = {
             "ours": answers,
             "baseline: most frequent answer": most_frequent(learnt.questions, asked),
@@ -114,8 +135,10 @@ class VqaEvaluation(Evaluation):
         facts = {
             "checkpoint": str(self.loaded.identity),
             "questions": f"{len(asked)} on {size} {self.split} studies, {sum(q.closed for q in asked)} of them closed",
-            "answers": "written" if listed is None else f"the most probable of {len(listed.answers)} training answers",
+            "answers": "written" if listed is None else _CHOSEN[self.answers].format(len(listed.answers)),
         }
+        if self.candidates == "fitting":
+            facts["candidates"] = "those that fit the form of the question"
         if listed is not None:
             known = np.mean([normalise(question.answer) in listed.answers for question in asked])
             facts["answers on the list"] = f"those of {known:.3f} of the questions; no choice scores above that"

@@ -1,6 +1,7 @@
 """Volume to report and back on phantom patients, or image (or sound) to text on a table, with a shuffled control."""
 
 from dataclasses import asdict, astuple, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mm.batch import Modality
+from mm.batch import Language, Modality
 from mm.data.readers import INPUTS, open_split
 from mm.data.spec import PhantomSpec, Split, load_spec
+from mm.evaluation.audit_pairs import preference_table, preferences
 from mm.evaluation.bootstrap import Score
 from mm.evaluation.embed import check_embeds, check_one, check_source, embed_input, embed_texts
 from mm.evaluation.evaluate import Evaluation, Results, batches, table, tracked
 from mm.evaluation.items import Items
-from mm.evaluation.pairs import Pairs, by_image, control
-from mm.evaluation.ranking import Ranking, rank_matches
+from mm.evaluation.pairs import Pairs, by_image, control, rank_both
+from mm.evaluation.ranking import Ranking
 from mm.evaluation.retrieval import Retrieval, chance
 from mm.evaluation.split import captions_of, check_captions, size_of, split_facts
 
@@ -36,6 +38,7 @@ class RetrievalEvaluation(Evaluation):
         studies: Only the first so many; None: all of a table, or as many procedural patients as the spec says.
         seed: Of procedural patients; None: the spec's.
         batch_size: Studies a batch.
+        audit: Whether inputs are nearer to their own text than to the same made wrong.
     """
 
     checkpoint: str
@@ -51,6 +54,7 @@ class RetrievalEvaluation(Evaluation):
         studies: int | None = None,
         seed: int | None = None,
         batch_size: int = 8,
+        audit: bool = False,
     ) -> None:
         if (studies is not None and studies < 2) or batch_size < 1:
             raise ValueError("studies must be at least 2 and batch_size at least 1")
@@ -61,6 +65,7 @@ class RetrievalEvaluation(Evaluation):
             given = replace(given, **{split: replace(getattr(given, split), seed=seed)})
         self.checkpoint, self.spec, self.root = checkpoint, given, root
         self.source, self.studies, self.seed, self.batch_size = source, studies, seed, batch_size
+        self.audit = audit
         self.split: Split = split
         check_captions(self.spec, what="retrieval")
         check_source(self.spec, source)
@@ -73,7 +78,7 @@ class RetrievalEvaluation(Evaluation):
 
     def run(self) -> Results:
         """Embeds inputs and texts, each alone, and ranks."""
-        images, texts, captions, ids = self._embedded()
+        images, texts, captions, ids, languages = self._embedded()
         count, text = len(captions), "report" if isinstance(self.spec, PhantomSpec) else "text"
         forward, back = f"{self.source} -> {text}", f"{text} -> {self.source}"
         loose, strict = Pairs.forgiving(captions), Pairs.strict(captions)
@@ -81,10 +86,11 @@ class RetrievalEvaluation(Evaluation):
         each = np.arange(count)
         rankings: dict[str, tuple[Ranking, np.ndarray, float]] = {}
         for note, pairs in (("", loose), (", strict", strict)):
+            to_texts, to_images = rank_both(images, texts, pairs)
             lucky = chance([len(own) for own in pairs.texts], len(texts), 10)
-            rankings[forward + note] = rank_matches(images, texts, pairs.texts), each, lucky
+            rankings[forward + note] = to_texts, each, lucky
             lucky = chance([len(own) for own in pairs.images], count, 10)
-            rankings[back + note] = rank_matches(texts, images, pairs.images), pairs.owner, lucky
+            rankings[back + note] = to_images, pairs.owner, lucky
         rows = {name: Retrieval.of(ranking.rank, chance_at_10=lucky) for name, (ranking, _, lucky) in rankings.items()}
         recalls = {
             name: {k: by_image((ranking.rank <= k).astype(float), owner) for k in (1, 5, 10)}
@@ -100,6 +106,11 @@ class RetrievalEvaluation(Evaluation):
             order[name] = by_image(ranking.average_precision, owner), by_image(ranking.ndcg, owner)
             scores[name] |= {"map": asdict(order[name][0]), "ndcg": asdict(order[name][1])}
             scores[name]["by_image"] = {f"recall_at_{k}": asdict(score) for k, score in recalls[name].items()}
+        audited: dict[str, str] = {}
+        if self.audit:
+            found = preferences(images, [own[0] for own in captions], languages, partial(embed_texts, self.loaded))
+            scores["audit"] = {name: asdict(item) for name, item in found.items()}
+            audited[f"Its own {text}, or the same made wrong"] = preference_table(found)
         return Results(
             title=f"Retrieval over {count} "
             + ("phantom patients" if isinstance(self.spec, PhantomSpec) else f"{self.source}s of {self.spec.name}"),
@@ -128,6 +139,7 @@ class RetrievalEvaluation(Evaluation):
                     ("direction", "mAP [95 %]", "nDCG [95 %]"),
                     [(name, str(precision), str(gain)) for name, (precision, gain) in order.items()],
                 ),
+                **audited,
             },
             bars=[
                 *((name, *astuple(row.recall_at_10)) for name, row in rows.items()),
@@ -137,12 +149,15 @@ class RetrievalEvaluation(Evaluation):
             items=_items(ids, {name: rankings[f"{name}, strict"] for name in (forward, back)}),
         )
 
-    def _embedded(self) -> tuple[Float[Tensor, "N E"], Float[Tensor, "T E"], list[tuple[str, ...]], list[str]]:
-        """Inputs, texts, the captions of each input, and the ids of the studies."""
+    def _embedded(
+        self,
+    ) -> tuple[Float[Tensor, "N E"], Float[Tensor, "T E"], list[tuple[str, ...]], list[str], list[Language]]:
+        """Inputs, texts, the captions of each input, and the ids and languages of the studies."""
         # A phantom's text tells of the inputs that are asked for.
         inputs = INPUTS if isinstance(self.spec, PhantomSpec) else (self.source,)
         samples = open_split(self.spec, self.split, inputs=inputs, studies=self.studies)
         images, words, captions, ids = [], [], list[tuple[str, ...]](), list[str]()
+        languages: list[Language] = []
         for part in tracked(batches(size_of(samples), self.batch_size), what="retrieval"):
             some = [samples[index] for index in part]
             said = [captions_of(samples, index, sample) for index, sample in zip(part, some, strict=True)]
@@ -150,7 +165,8 @@ class RetrievalEvaluation(Evaluation):
             words.append(embed_texts(self.loaded, [text for own in said for text in own]))
             captions += said
             ids += [sample.study for sample in some]
-        return torch.cat(images), torch.cat(words), captions, ids
+            languages += [sample.language for sample in some]
+        return torch.cat(images), torch.cat(words), captions, ids, languages
 
     def _facts(self, captions: list[tuple[str, ...]], ids: list[str], text: str) -> dict[str, str]:
         facts = {"checkpoint": str(self.loaded.identity)}

@@ -21,7 +21,7 @@ from mm.evaluation.meteor import meteor
 from mm.evaluation.rouge import rouge_l_coco
 from mm.evaluation.split import check_captions, split_facts
 from mm.evaluation.text_baselines import likest_text, most_frequent_text, random_texts
-from mm.evaluation.text_scores import text_scores, text_table
+from mm.evaluation.text_scores import audit_sections, text_scores, text_table
 from mm.evaluation.tokens import words
 
 
@@ -38,6 +38,7 @@ class TextEvaluation(Evaluation):
         split: Choose on `val`, read `test` once.
         studies: Only the first so many studies of the split; None for all.
         batch_size: Images a batch.
+        audit: Which scores notice it when the references, and the texts of the file, are made wrong.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class TextEvaluation(Evaluation):
         split: Split = "test",
         studies: int | None = None,
         batch_size: int = 16,
+        audit: bool = False,
     ) -> None:
         for name, number in (("batch_size", batch_size), ("studies", studies)):
             if number is not None and number < 1:
@@ -66,6 +68,7 @@ class TextEvaluation(Evaluation):
         self.spec, self.root, self.checkpoint, self.texts = given, root, checkpoint, texts
         self.labeler, self.studies, self.batch_size = labeler, studies, batch_size
         self.split: Split = split
+        self.audit = audit
 
     def check(self) -> None:
         """Whether each study has one text, the file has one for each, and the checkpoint sees images."""
@@ -105,6 +108,10 @@ class TextEvaluation(Evaluation):
             scores["findings"] = {name: asdict(row) for name, row in judged.items()}
             tables |= chest_tables(judged, self.labeler)
             bars = [(name, row.macro) for name, row in judged.items()]
+        if self.audit:
+            found_wrong, shown = audit_sections(known, written, language)
+            scores |= found_wrong
+            tables |= shown
         ids = tuple(references)
         facts = {
             "checkpoint": "none" if self.checkpoint is None else str(self.loaded.identity),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
 EXACT_UP_TO: Final = 13
 """Items; all 2^13 = 8192 ways of swapping are then fewer than the draws."""
@@ -52,17 +52,3 @@ def paired_p(
         difference = statistic(np.where(chosen, theirs, ours)) - statistic(np.where(chosen, ours, theirs))
         extreme += abs(difference) >= bound
     return extreme / len(swaps) if exact else (extreme + 1) / (rounds + 1)
-
-
-def against(
-    scores: dict[str, Float[np.ndarray, " N"]], chosen: str, *, rounds: int = ROUNDS, seed: int = 0
-) -> dict[str, float]:
-    """The p of every other run against a chosen one.
-
-    Raises:
-        ValueError: No run of that name.
-    """
-    if chosen not in scores:
-        raise ValueError(f"chosen must be one of {', '.join(scores)}, got {chosen!r}")
-    others = (name for name in scores if name != chosen)
-    return {name: paired_p(scores[chosen], scores[name], rounds=rounds, seed=seed) for name in others}

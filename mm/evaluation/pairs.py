@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mm.evaluation.bootstrap import Score, bootstrap
-from mm.evaluation.ranking import rank_matches, text_groups
+from mm.evaluation.both_ways import rank_pairs
+from mm.evaluation.ranking import Ranking, rank_matches, text_groups
 from mm.evaluation.retrieval import Retrieval, chance
 
 Matches = list[Int[np.ndarray, " _"]]
@@ -62,6 +63,17 @@ class Pairs:
         alike = np.split(order, np.bincount(groups).cumsum()[:-1])
         texts = [np.unique(np.concatenate([alike[groups[text]] for text in own])) for own in strict.texts]
         return cls(strict.owner, texts, [np.unique(strict.owner[alike[group]]) for group in groups])
+
+
+def rank_both(images: Float[Tensor, "N D"], texts: Float[Tensor, "T D"], pairs: Pairs) -> tuple[Ranking, Ranking]:
+    """Texts for every image and images for every text; from one product where each has one alone.
+
+    Raises:
+        ValueError: An embedding isn't finite.
+    """
+    if len(images) == len(texts) and all(own.tolist() == [n] for n, own in enumerate(pairs.texts)):
+        return rank_pairs(images, texts)
+    return rank_matches(images, texts, pairs.texts), rank_matches(texts, images, pairs.images)
 
 
 def by_image(values: Float[np.ndarray, " N"], owner: Int[np.ndarray, " N"]) -> Score:

@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mm.decoder.onednn import onednn_matmul
 from mm.evaluation.retrieval import check_finite
+from mm.evaluation.tokens import fold
 
 TILE_BYTES: Final = 8 << 20
 """Of scores, held at a time."""
@@ -42,7 +44,7 @@ class Ranking:
 def text_groups(texts: Sequence[str]) -> Int[np.ndarray, " N"]:
     """A number for each text, the same where two are equal after folding case and white space."""
     ids: dict[str, int] = {}
-    return np.array([ids.setdefault(" ".join(text.lower().split()), len(ids)) for text in texts], dtype=np.int64)
+    return np.array([ids.setdefault(fold(text), len(ids)) for text in texts], dtype=np.int64)
 
 
 def rank_all(
@@ -88,20 +90,21 @@ def rank_matches(
     alone = sum(not len(chosen) for chosen in matches)
     if alone:
         raise ValueError(f"matches: every query needs one among the items, got {alone} without")
-    gain = _gain(len(items), depth)
+    gain = discounts(len(items), depth)
     number = len(queries)
     result = Ranking(np.zeros(number, dtype=np.int64), np.zeros(number), np.zeros(number))
     tile = max(1, TILE_BYTES // (items.element_size() * len(items)))
     for start in range(0, number, tile):
-        scores = (queries[start : start + tile] @ items.T).numpy()
+        with onednn_matmul():
+            scores = (queries[start : start + tile] @ items.T).numpy()
         found = [row[chosen] for row, chosen in zip(scores, matches[start : start + len(scores)], strict=True)]
         for n, (row, matched) in enumerate(zip(scores, found, strict=True), start=start):
             result.rank[n], result.average_precision[n], result.ndcg[n] = _row(row, np.sort(matched), gain)
     return result
 
 
-def _gain(num_items: int, depth: int | None) -> Float[np.ndarray, " _"]:
-    """The discounts of the first so many places, added up; entry 0 is 0."""
+def discounts(num_items: int, depth: int | None = None) -> Float[np.ndarray, " _"]:
+    """The discounts of the first so many places (nDCG's), added up; entry 0 is 0."""
     discount = 1 / np.log2(np.arange(2, num_items + 2))
     if depth is not None:
         discount[depth:] = 0

@@ -130,10 +130,17 @@ class NodulePlaces:
     median_error_mm: float
 
 
-def nodule_matches(
-    item: Judged, spacing_mm: tuple[float, float, float], *, minimum_mm: float = 0.0, maximum_mm: float = 1e9
-) -> list[tuple[float, float] | None]:
-    """For each true nodule in a size range: (|slices|, mm) to the detected one it is matched with, or None.
+@dataclass(frozen=True)
+class NodulePair:
+    """A true nodule and what it is matched with: (|slices|, mm) away and of which size; None where it is missed."""
+
+    true_mm: float
+    away: tuple[float, float] | None
+    found_mm: float | None
+
+
+def nodule_pairs(item: Judged, spacing_mm: tuple[float, float, float]) -> list[NodulePair]:
+    """Every true nodule of the volume, matched to the detected ones.
 
     Matching is one to one, nearest pairs first, within `FOUND_WITHIN_MM`.
     """
@@ -144,30 +151,36 @@ def nodule_matches(
         if finding.code == "nodule" and finding.present and voxel is not None
     ]
     found = [
-        np.array(finding.voxel)
+        (np.array(finding.voxel), finding.size)
         for finding in item.report.findings
         if finding.code == "nodule" and finding.present and finding.voxel is not None
     ]
     pairs = sorted(
         (float(np.linalg.norm((place - other) * scale)), t, f)
         for t, (place, _) in enumerate(true)
-        for f, other in enumerate(found)
+        for f, (other, _) in enumerate(found)
     )
     matched: dict[int, tuple[float, int]] = {}
     for distance, t, f in pairs:
         if distance <= FOUND_WITHIN_MM and t not in matched and f not in {used for _, used in matched.values()}:
             matched[t] = (distance, f)
-    result: list[tuple[float, float] | None] = []
+    result = []
     for t, (place, size) in enumerate(true):
-        if not minimum_mm <= size < maximum_mm:
-            continue
         if t in matched:
             distance, f = matched[t]
-            slices = abs(round(float(place[0])) - round(float(found[f][0])))
-            result.append((float(slices), distance))
+            other, found_mm = found[f]
+            slices = abs(round(float(place[0])) - round(float(other[0])))
+            result.append(NodulePair(size, (float(slices), distance), found_mm))
         else:
-            result.append(None)
+            result.append(NodulePair(size, None, None))
     return result
+
+
+def nodule_matches(
+    item: Judged, spacing_mm: tuple[float, float, float], *, minimum_mm: float = 0.0, maximum_mm: float = 1e9
+) -> list[tuple[float, float] | None]:
+    """For each true nodule in a size range: (|slices|, mm) to the detected one it is matched with, or None."""
+    return [pair.away for pair in nodule_pairs(item, spacing_mm) if minimum_mm <= pair.true_mm < maximum_mm]
 
 
 def nodule_places(judged: Sequence[Judged], spacing_mm: tuple[float, float, float]) -> NodulePlaces:

@@ -17,6 +17,9 @@ def split_facts(spec: Spec, split: Split, ids: Sequence[str]) -> dict[str, str]:
     facts = {"split": f"{split} of {spec.name}, {len(ids)} items, sha256 of their ids {ids_digest(ids)}"}
     if isinstance(spec, PhantomSpec):
         return {**facts, "phantom table": table_digest()[:16]}
+    if spec.held_out is not None:
+        assert spec.group is not None
+        facts["held out"] = f"{spec.group.column} {spec.held_out}"
     return {**facts, "index": f"sha256 {index_digest(spec)[:16]}"}
 
 

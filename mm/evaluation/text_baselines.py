@@ -8,14 +8,9 @@ import numpy as np
 
 from mm.batch import Language
 from mm.evaluation.bleu import ORDERS, Ngram, bleu_of, ngrams
-from mm.evaluation.tokens import words
+from mm.evaluation.tokens import fold, words
 
 _MOST_CANDIDATES: Final = 2000
-
-
-def fold(text: str) -> str:
-    """Case and white space folded."""
-    return " ".join(text.lower().split())
 
 
 def most_frequent_text(training: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mm.batch import Language
-from mm.evaluation.audits import Audit
+from mm.evaluation.audits import Audit, audit
 from mm.evaluation.bleu import bleu_counts, bleu_of
 from mm.evaluation.bootstrap import Score, bootstrap
 from mm.evaluation.cider import cider_d
@@ -94,6 +94,21 @@ def text_table(scores: dict[str, Any]) -> str:
         "copied",
     )
     return table(head, rows)
+
+
+def audit_sections(
+    references: Sequence[str], texts: Sequence[str] | None, language: Language
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Scores and tables of the references made wrong, and of the texts of a model where there are any."""
+    scores: dict[str, Any] = {}
+    tables: dict[str, str] = {}
+    for key, name, own in (("audit_of_references", "reference", references), ("audit", "model's", texts)):
+        audited = {} if own is None else audit(own, references, language)
+        if audited:
+            scores[key] = {title: {what: asdict(one) for what, one in row.items()} for title, row in audited.items()}
+            heading = f"Share of the score lost when the {name} texts are made wrong (bold: noticed)"
+            tables[heading] = audit_table(audited)
+    return scores, tables
 
 
 def audit_table(audited: dict[str, dict[str, Audit]]) -> str:

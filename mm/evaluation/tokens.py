@@ -21,6 +21,11 @@ _MTEVAL: Final = (
 """NIST's mteval 13a: how words are cut between the Chinese characters."""
 
 
+def fold(text: str) -> str:
+    """Case and white space folded: texts that differ in nothing else are the same."""
+    return " ".join(text.lower().split())
+
+
 def words(text: str, language: Language) -> list[str]:
     """Tokens in lower case.
 

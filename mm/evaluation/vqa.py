@@ -1,26 +1,14 @@
 """Visual question answering: exact match of closed and open questions, beside what needs no image."""
 
-import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
+from mm.answer_words import normalise
 from mm.batch import Question
 from mm.evaluation.bootstrap import Score, bootstrap
-
-_ARTICLES: Final = re.compile(r"\b(?:a|an|the)\b")
-_WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_DIGITS: Final = {word: str(number) for number, word in enumerate(_WORDS)}
-
-
-def normalise(answer: str) -> str:
-    """Folds case, punctuation, articles and number words, so that "The right lung." is "right lung"."""
-    words = _ARTICLES.sub(" ", answer.lower()).translate(str.maketrans("", "", string.punctuation)).split()
-    return " ".join(_DIGITS.get(word, word) for word in words)
 
 
 @dataclass(frozen=True)

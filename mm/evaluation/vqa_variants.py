@@ -19,9 +19,10 @@ from typing import Final
 
 import numpy as np
 
+from mm.answer_words import normalise
 from mm.batch import Question
 from mm.evaluation.bootstrap import Score, bootstrap
-from mm.evaluation.vqa import VqaScores, normalise
+from mm.evaluation.vqa import VqaScores
 from mm.evaluation.vqa_official import official
 
 _ARTICLES: Final = re.compile(r"\b(?:a|an|the)\b")

@@ -19,16 +19,26 @@ class Adapter(nn.Module):
     Args:
         in_width: Of the encoder's tokens.
         width: Of the fused tokens.
+        dropout: Of the encoder's numbers, in training only.
     """
 
-    def __init__(self, in_width: int, width: int) -> None:
+    def __init__(self, in_width: int, width: int, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm = RMSNorm(in_width)
+        self.drop = nn.Dropout(dropout)
         self.project = nn.Linear(in_width, width)
 
     def forward(self, tokens: Tokens) -> Tokens:
         """The same tokens in the shared width."""
-        return Tokens(self.project(self.norm(tokens.values)), tokens.mask)
+        return Tokens(self.project(self.drop(self.norm(tokens.values))), tokens.mask)
+
+
+def perceptron(in_width: int, hidden: int | None, out_width: int, *, dropout: float = 0.0) -> nn.Module:
+    """Two layers with GELU between them, behind which numbers are dropped in training; a matrix without `hidden`."""
+    if hidden is None:
+        return nn.Linear(in_width, out_width)
+    between = nn.Sequential(nn.GELU(), nn.Dropout(dropout))
+    return nn.Sequential(nn.Linear(in_width, hidden), between, nn.Linear(hidden, out_width))
 
 
 class Projection(nn.Module):
@@ -40,7 +50,8 @@ class Projection(nn.Module):
         num_findings: K.
         embedding_width: Of the unit vector.
         each: Numbers that are kept of each finding.
-        hidden: Of the perceptron.
+        hidden: Of the perceptron; None for a matrix in its place.
+        dropout: Of the perceptron's hidden numbers, in training only.
     """
 
     def __init__(
@@ -51,16 +62,14 @@ class Projection(nn.Module):
         num_findings: int = 0,
         embedding_width: int = 128,
         each: int = 16,
-        hidden: int = 128,
+        hidden: int | None = 128,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.keep = nn.Linear(said, each) if said else None
         self.norm = RMSNorm(width)
-        self.project = nn.Sequential(
-            nn.Linear(width + (num_findings * each if said else 0), hidden),
-            nn.GELU(),
-            nn.Linear(hidden, embedding_width),
-        )
+        in_width = width + (num_findings * each if said else 0)
+        self.project = perceptron(in_width, hidden, embedding_width, dropout=dropout)
 
     def forward(self, tokens: Tokens, said: Float[Tensor, "B K S"] | None = None) -> Float[Tensor, "B E"]:
         """Unit vectors; zeros in studies without a token.

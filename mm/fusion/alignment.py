@@ -40,7 +40,7 @@ class CrossModalAlignment(nn.Module):
 
     Args:
         width: Of all tokens; the encoders' tokens are adapted to it.
-        depth: Number of layers.
+        depth: Number of layers; with 0 nothing is read, and the token sets are only put side by side.
         heads: Of attention; divides `width`.
         hidden: Of the feed-forward; None for twice the width.
         dropout: On attention weights, in training only.
@@ -50,8 +50,8 @@ class CrossModalAlignment(nn.Module):
         self, width: int = 192, *, depth: int = 1, heads: int = 6, hidden: int | None = None, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
+        if depth < 0:
+            raise ValueError(f"depth must be at least 0, got {depth}")
         self.width = width
         self.kind = nn.Embedding(len(SOURCES), width)
         self.layers = nn.ModuleList(

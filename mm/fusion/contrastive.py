@@ -42,6 +42,7 @@ def info_nce(
     scale: Float[Tensor, ""] | float,
     valid: Bool[Tensor, " N"] | None = None,
     same: Int[Tensor, " N"] | None = None,
+    targets: Float[Tensor, "N M"] | None = None,
 ) -> Float[Tensor, ""]:
     """Symmetric InfoNCE (van den Oord et al. 2018; Radford et al. 2021): row i of one belongs to row i of the other.
 
@@ -56,6 +57,7 @@ def info_nce(
         scale: Inverse temperature.
         valid: Pairs that exist; the others are neither positives nor negatives. None: all.
         same: Pairs of an equal number are positives of one another; see `text_numbers`. None: each is its own.
+        targets: In the place of `same`: each row's mass over all ranks' columns, see `mm.fusion.soft`.
 
     Returns:
         Mean over the valid rows of both directions; 0 where there is none.
@@ -65,11 +67,14 @@ def info_nce(
         first, second = first.float(), second.float()
         factor = torch.as_tensor(scale, dtype=torch.float32, device=first.device)
         if num_ranks() > 1:
-            return _across_ranks(first, second, scale=factor, valid=valid, same=same)
+            return _across_ranks(first, second, scale=factor, valid=valid, same=same, targets=targets)
         if valid is not None:
             first, second, same = first[valid], second[valid], None if same is None else same[valid]
+            targets = None if targets is None else targets[valid][:, valid]
         if len(first) == 0:
             return 0.0 * (first.sum() + second.sum() + factor)
+        if targets is not None:
+            return symmetric(first, second, scale=factor, share=(targets + targets.T) / 2)
         return symmetric(first, second, scale=factor, share=None if same is None else _share(positives(same, None)))
 
 
@@ -80,6 +85,7 @@ def _across_ranks(
     scale: Float[Tensor, ""],
     valid: Bool[Tensor, " N"] | None,
     same: Int[Tensor, " N"] | None,
+    targets: Float[Tensor, "N M"] | None,
 ) -> Float[Tensor, ""]:
     """This rank's rows against all ranks' columns, in both directions."""
     one = (scale * first) @ gather_rows(second).T
@@ -91,8 +97,8 @@ def _across_ranks(
         one, other = one.masked_fill(out, -torch.inf), other.masked_fill(out, -torch.inf)
     if same is not None:
         positive = positive | positives(same, valid)
-    share = _share(positive)
-    each = [logits.logsumexp(1) - (logits.masked_fill(~positive, 0) * share).sum(1) for logits in (one, other)]
+    share = _share(positive) if targets is None else targets
+    each = [logits.logsumexp(1) - (logits.masked_fill(share == 0, 0) * share).sum(1) for logits in (one, other)]
     return mean_of_valid(torch.stack(each).mean(0), valid)
 
 

@@ -1,6 +1,7 @@
 """Second stage: each modality's embedding meets the report's, and tokens learn whether two sets belong together."""
 
 import logging
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 import torch
@@ -13,6 +14,7 @@ from mm.fusion.alignment import select
 from mm.model import Encoded, MultimodalModel
 from mm.training.cached import CachedTask
 from mm.training.pairs import MODALITIES, Duplicates, Loss, PairLosses, PairWeights, Partners
+from mm.training.text_memory import TextMemory, by_length
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class AlignTask(CachedTask):
         loss: Loss = "info_nce",
         duplicates: Duplicates = "soft",
         lambda2: float = 0.0,
+        alike: float = 0.0,
         weights: PairWeights | None = None,
         matching: float = 0.5,
         **kwargs: Any,
@@ -72,19 +75,26 @@ class AlignTask(CachedTask):
             duplicates: Whether texts that are the same token by token are positives of one another ("soft") or
                 negatives.
             lambda2: Weight of the squared distance of partners beside the loss.
+            alike: Share of InfoNCE's targets that goes to other studies by how alike their texts are to the frozen
+                text tower, see `mm.fusion.soft`.
             weights: Of the kinds of pairs; None: those of the phantoms, see `PairWeights`.
             matching: Weight of the token-level matching loss; 0 leaves it away.
             **kwargs: Of `CachedTask`.
 
         Raises:
-            ValueError: The model has no text encoder, a weight is negative, or see `CachedTask`.
+            ValueError: The model has no text encoder, or `alike` and one that learns, a weight is negative, or see
+                `CachedTask`.
         """
         super().__init__(**kwargs)
         if self.model.text is None:
             raise ValueError("the align stage needs a model with `text`")
         self.matching = matching
-        self.pairs = PairLosses(loss=loss, duplicates=duplicates, lambda2=lambda2, weights=weights)
+        self.pairs = PairLosses(loss=loss, duplicates=duplicates, lambda2=lambda2, alike=alike, weights=weights)
         self.words = TextTokens(self.model)
+        still = not any(part.split(".")[0] == "text" for part in self.learning)
+        self.memory = TextMemory() if still else None
+        if alike and not still:
+            raise ValueError(f"alike {alike} needs a text tower that doesn't learn: freeze: [text]")
         self._seen: list[tuple[dict[str, Tensor], Tensor, Tensor]] = []
 
     def setup(self, stage: str) -> None:
@@ -108,11 +118,21 @@ class AlignTask(CachedTask):
     def cached_losses(self, encoded: Encoded, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """Contrast by pair, and matching of one modality's tokens with the text's."""
         partners = self.pairs.partners(batch)
-        text = self.model.embed_text(partners.ids)
+        said = self._said(partners.ids)
+        text = self.model.project_text(said)
+        if self.pairs.alike:
+            partners = replace(partners, said=said)
         losses: dict[str, Float[Tensor, ""]] = self.pairs(self.model, encoded, partners, text)
-        if self.matching > 0 and (loss := self._matching(encoded, partners, text)) is not None:
+        sound = all(bool(loss.isfinite()) for loss in losses.values())  # else there is nobody to draw: the step is over
+        if sound and self.matching > 0 and (loss := self._matching(encoded, partners, text)) is not None:
             losses["matching"] = self.matching * loss
         return losses
+
+    def _said(self, ids: Padded) -> Float[Tensor, "B D"]:
+        """What the text tower makes of texts; of a frozen one it is remembered."""
+        assert self.model.text is not None
+        make = by_length if self.memory is None else self.memory
+        return make(self.model.text, ids)
 
     def _matching(self, encoded: Encoded, partners: Partners, text: Float[Tensor, "B E"]) -> Float[Tensor, ""] | None:
         """Of the first modality (volume, image, audio, record) that two studies have beside a text; None of none.
@@ -142,7 +162,7 @@ class AlignTask(CachedTask):
     def judge(self, encoded: Encoded, batch: Batch) -> None:
         """Keeps embeddings for retrieval over the whole split."""
         partners = self.pairs.partners(batch)
-        text = self.model.embed_text(partners.ids).float().cpu()
+        text = self.model.project_text(self._said(partners.ids)).float().cpu()
         own = {source: item.float().cpu() for source, item in encoded.embeddings.items()}
         seen: dict[str, Tensor] = {source: own.get(source, torch.zeros_like(text)) for source in MODALITIES}
         self._seen.append((seen, text, partners.valid.cpu()))

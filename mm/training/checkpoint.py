@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from mm import ontology
 from mm.data.tokenizer import Tokenizer
-from mm.files import file_digest, replace_folder
+from mm.files import file_digest, folder_in_place
 from mm.training.card import NOTICE, Card, Identity, Preprocessing, to_card, to_preprocessing
 from mm.training.rebuild import build, check_vocabulary, sealed
 
@@ -80,22 +79,18 @@ def save(
         The identity that `load` will report.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    save_file({name: _stored(tensor) for name, tensor in model.state_dict().items()}, scratch / "model.safetensors")
-    _write_json(scratch / "config.json", sealed(config, model))
-    tokenizer.save(scratch / "tokenizer.json")
-    _write_json(scratch / "preprocessing.json", asdict(preprocessing or Preprocessing()))
-    _write_json(scratch / "card.json", asdict(card))
-    files = {name: file_digest(scratch / name) for name in FILES}
-    sha256 = _digest(files)
-    seal = {"format": FORMAT, "ontology": ontology.digest(), "files": files, "sha256": sha256}
-    _write_json(scratch / "seal.json", seal)
-    for file in scratch.iterdir():
-        _flush(file)
-    replace_folder(scratch, folder, work=folder.parent)
+    with folder_in_place(folder) as fresh:
+        save_file({name: _stored(tensor) for name, tensor in model.state_dict().items()}, fresh / "model.safetensors")
+        _write_json(fresh / "config.json", sealed(config, model))
+        tokenizer.save(fresh / "tokenizer.json")
+        _write_json(fresh / "preprocessing.json", asdict(preprocessing or Preprocessing()))
+        _write_json(fresh / "card.json", asdict(card))
+        files = {name: file_digest(fresh / name) for name in FILES}
+        sha256 = _digest(files)
+        seal = {"format": FORMAT, "ontology": ontology.digest(), "files": files, "sha256": sha256}
+        _write_json(fresh / "seal.json", seal)
+        for file in fresh.iterdir():
+            _flush(file)
     _flush(folder.parent)
     return Identity(card.name, sha256)
 

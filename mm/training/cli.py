@@ -16,13 +16,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 import mm
+from mm.data.check import group_leaks
+from mm.data.check_text import leak_line
 from mm.data.datamodule import MultimodalData
+from mm.data.index import rows_by_split
+from mm.data.spec import Split, TableSpec
 from mm.data.text_vocabulary import open_vocabulary
 from mm.decoder.writing import WritingModel
 from mm.errors import USER_ERRORS, one_line, tell
+from mm.files import write_atomically
 from mm.training import checkpoint
 from mm.training.align import AlignTask
 from mm.training.allocator import keep_freed_memory
+from mm.training.answer import AnswerTask
 from mm.training.findings import FindingsTask
 from mm.training.history import HistoryTask
 from mm.training.joint import JointTask
@@ -34,7 +40,7 @@ from mm.trust import restrict_imports
 
 log = logging.getLogger(__name__)
 
-TASKS = (FindingsTask, HistoryTask, AlignTask, WriteTask, JointTask)
+TASKS = (FindingsTask, HistoryTask, AlignTask, WriteTask, AnswerTask, JointTask)
 """Named in YAML by class name alone, because they are imported here."""
 VERBS = ("fit", "validate", "test", "predict")
 
@@ -175,7 +181,13 @@ class TrainingCLI(LightningCLI):
         if text is not None and text.texts_from is not None:
             data.read_texts_with(open_vocabulary(text.texts_from, limit=text.context_length))
         check_vocabulary(self.model.model, data.tokenizer.vocab_size, texts=data.tokenizer.texts_size)
-        data.dataset("train" if self.subcommand == "fit" else "val" if self.subcommand == "validate" else "test")
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        for split in splits.get(str(self.subcommand), ("test",)):
+            if split != "val" or self.subcommand == "validate" or self.trainer.limit_val_batches:
+                data.dataset(split)
+        if self.subcommand == "fit" and isinstance(data.spec, TableSpec):
+            for leak in group_leaks(data.spec, rows_by_split(data.spec)):
+                log.warning("%s; unless that is meant, see mm data check", leak_line("groups", leak))
 
     def run(self) -> None:
         """Runs the verb; `fit` ends with a validation, calibration and the checkpoint folder, `predict` with a file."""
@@ -200,9 +212,7 @@ def write_predictions(path: Path, predictions: Sequence[list[dict[str, Any]]]) -
     """A line of JSON a study, in the order of the test split."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = ({"study": number, "findings": findings} for number, findings in enumerate(predictions))
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    scratch.replace(path)
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode("utf-8"))
 
 
 def plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from mm.batch import SLOT_KINDS, SPECIAL_IDS, Batch, Modality, Padded
 from mm.fusion.contrastive import info_nce, squared_distance, text_numbers
 from mm.fusion.ranks import largest
 from mm.fusion.siglip import LogitBias, siglip
+from mm.fusion.soft import soft_targets
 from mm.model import Encoded, MultimodalModel
 
 Loss = Literal["info_nce", "siglip"]
@@ -55,11 +56,13 @@ class Partners:
         ids: A text each study; empty where it has none.
         valid: Which studies have one.
         same: Equal numbers for equal texts, over all ranks; None where all differ, or where it shall not matter.
+        said: What a frozen text tower says of each, for soft targets; None without them.
     """
 
     ids: Padded
     valid: Bool[Tensor, " B"]
     same: Int[Tensor, " B"] | None
+    said: Float[Tensor, "B D"] | None = None
 
 
 class PairLosses(nn.Module):
@@ -70,7 +73,11 @@ class PairLosses(nn.Module):
         duplicates: Whether texts that are the same, token by token, are positives of one another ("soft": hundreds
             of normal reports are one text) or negatives.
         lambda2: Weight of the squared distance of partners beside either loss.
+        alike: Share of InfoNCE's targets that goes to other pairs by how alike their texts are, see `mm.fusion.soft`.
         weights: Of the kinds of pairs.
+
+    Raises:
+        ValueError: `alike` is no share, or beside another loss than InfoNCE.
     """
 
     def __init__(
@@ -79,10 +86,14 @@ class PairLosses(nn.Module):
         loss: Loss = "info_nce",
         duplicates: Duplicates = "soft",
         lambda2: float = 0.0,
+        alike: float = 0.0,
         weights: PairWeights | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= alike < 1 or (alike and loss != "info_nce"):
+            raise ValueError(f"alike must be at least 0 and below 1, and 0 with a loss of {loss}; got {alike}")
         self.duplicates, self.lambda2, self.weights = duplicates, lambda2, weights or PairWeights()
+        self.alike = alike
         self.bias = LogitBias() if loss == "siglip" else None
 
     def partners(self, batch: Batch) -> Partners:
@@ -112,13 +123,14 @@ class PairLosses(nn.Module):
             for source, there in zip(MODALITIES, some, strict=True)
             if there
         }
-        valid = {source: embedding.detach().square().sum(-1) > 0 for source, embedding in seen.items()}
+        # What is absent is zero. NaN is not, nor above 0: it has to come out in the loss.
+        valid = {source: (embedding.detach() != 0).any(-1) for source, embedding in seen.items()}
         losses: dict[str, Float[Tensor, ""]] = {}
         for source, embedding in seen.items() if any_text else ():
             if (weight := getattr(self.weights, source)) > 0:
                 both = valid[source] & partners.valid
                 losses[f"{source}_text"] = weight * self._loss(
-                    embedding, text, scale=scale, valid=both, same=partners.same
+                    embedding, text, scale=scale, valid=both, same=partners.same, said=partners.said
                 )
         if "volume" in seen and "image" in seen and self.weights.volume_image > 0:
             both = valid["volume"] & valid["image"]
@@ -134,9 +146,11 @@ class PairLosses(nn.Module):
         scale: Float[Tensor, ""],
         valid: Bool[Tensor, " B"],
         same: Int[Tensor, " B"] | None,
+        said: Float[Tensor, "B D"] | None = None,
     ) -> Float[Tensor, ""]:
         if self.bias is None:
-            loss = info_nce(first, second, scale=scale, valid=valid, same=same)
+            targets = None if said is None else soft_targets(said, share=self.alike, valid=valid)
+            loss = info_nce(first, second, scale=scale, valid=valid, same=same, targets=targets)
         else:
             loss = siglip(first, second, scale=scale, bias=self.bias(), valid=valid, same=same)
         return loss + self.lambda2 * squared_distance(first, second, valid=valid) if self.lambda2 else loss

@@ -75,15 +75,23 @@ def sealed(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         model: Made from it.
     """
     made = json.loads(json.dumps(dict(config)))
-    for name, part in model.named_children():
-        own = made.get("init_args", {}).get(name)
-        tell = getattr(part, "sealed", None)
-        if isinstance(own, dict) and callable(tell):
-            given = own.get("init_args", {})
-            own["init_args"] = given | {key: value for key, value in tell().items() if value is not None}
-            for key in ("weights", "folder", "pretrained"):
-                own["init_args"].pop(key, None)
+    _seal_parts(made.get("init_args", {}), model)
     return made  # type: ignore[no-any-return]
+
+
+def _seal_parts(arguments: dict[str, Any], module: nn.Module) -> None:
+    """Rewrites the configurations of a module's parts among its arguments, and of their own parts."""
+    for name, part in module.named_children():
+        own = arguments.get(name)
+        listed = list(zip(own, part, strict=True)) if isinstance(own, list) and isinstance(part, nn.ModuleList) else []
+        for item, made in listed or [(own, part)]:
+            tell = getattr(made, "sealed", None)
+            if isinstance(item, dict) and callable(tell):
+                item["init_args"] = given = item.get("init_args", {})
+                given |= {key: value for key, value in tell().items() if value is not None}
+                for key in ("weights", "folder", "pretrained"):
+                    given.pop(key, None)
+                _seal_parts(given, made)
 
 
 def check_vocabulary(model: "MultimodalModel", size: int, *, texts: int | None = None) -> None:

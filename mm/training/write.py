@@ -5,16 +5,14 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mm.batch import SLOT_KINDS, SPECIAL_IDS, Batch, Padded, Slots, Tokens, Writing
 from mm.decoder.sentences import SentenceDecoder
 from mm.model import Encoded
 from mm.training.cached import CachedTask
-from mm.training.routing import BALANCE_WEIGHT, BIAS_RATE, Z_WEIGHT, RoutedTask, writing_losses
-
-__all__ = ["BALANCE_WEIGHT", "BIAS_RATE", "Z_WEIGHT", "WriteTask", "questions", "writing_losses"]
+from mm.training.routing import RoutedTask
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +30,8 @@ class WriteTask(RoutedTask, CachedTask):
         """Language loss and the router's losses, see `RoutedTask`."""
         if batch.writing is None:
             raise ValueError("the write stage needs reports or questions; see data.rows")
-        output = self._decoder()(batch.writing, self._memory(encoded), rows=batch.writing.study)
+        memory, rows = self.remembered(encoded, batch.writing)
+        output = self._decoder()(batch.writing, memory, rows=rows)
         return self.write_losses(output, batch)
 
     def _decoder(self) -> SentenceDecoder:
@@ -40,8 +39,9 @@ class WriteTask(RoutedTask, CachedTask):
             raise ValueError("the write stage needs a model with `decoder`")
         return self.model.decoder
 
-    def _memory(self, encoded: Encoded) -> Tokens:
-        return self.model.fuse(encoded, self.model.find(encoded))
+    def remembered(self, encoded: Encoded, writing: Writing) -> tuple[Tokens, Int[Tensor, " M"]]:
+        """The decoder's memory, and the place in it that each row reads."""
+        return self.model.remember(encoded, writing)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the last validation."""
@@ -53,7 +53,8 @@ class WriteTask(RoutedTask, CachedTask):
         asked = None if batch.writing is None else questions(batch.writing)
         if asked is None or asked.target is None:
             return
-        written = self._decoder().generate(replace(asked, target=None), self._memory(encoded), rows=asked.study)
+        memory, rows = self.remembered(encoded, asked)
+        written = self._decoder().generate(replace(asked, target=None), memory, rows=rows)
         answers = [
             row[:length]
             for row, length in zip(asked.target.values.tolist(), asked.target.lengths.tolist(), strict=True)
@@ -78,12 +79,13 @@ def questions(writing: Writing) -> Writing | None:
     rows = (writing.slots.kind == SLOT_KINDS.index("answer")).nonzero()[:, 0]
     if len(rows) == 0:
         return None
-    slots = writing.slots
+    slots, asked = writing.slots, writing.asked
     return Writing(
         writing.study[rows],
         Slots(slots.kind[rows], slots.code[rows], slots.side[rows], slots.change[rows], slots.grade[rows]),
         Padded(writing.prompt.values[rows], writing.prompt.lengths[rows]),
         None if writing.target is None else Padded(writing.target.values[rows], writing.target.lengths[rows]),
+        None if asked is None else Padded(asked.values[rows], asked.lengths[rows]),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import soundfile
 
 from mm.cli import main
 from mm.data.check import check
@@ -103,7 +104,9 @@ def test_everything_wrong_is_counted(folder: Path) -> None:
     assert found.lengths["test"].median == 1
     table = check_table(found)
     assert "lung" not in table  # no text of a patient, only places
-    assert "leak: 1 of the 2 groups of test are in train too (1 rows of test)" in table
+    assert "leak: 1 of the 2 groups of test are in train too (1 rows of test: 5)" in table
+    assert "leak: 1 of the 2 files (by content) of test are in train too (1 rows of test: 4)" in table
+    assert "unless that is meant, move the rows" in table
 
 
 def test_codes_and_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +148,24 @@ def test_the_page_is_self_contained_and_escapes(folder: Path, capsys: pytest.Cap
     code, _, err = run(capsys, str(spec), "--html", str(folder / "nowhere" / "page.html"))
     assert code == 2
     assert "does not exist" in err
+
+
+def test_the_page_plays_short_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, seconds in enumerate((1, 60)):
+        soundfile.write(tmp_path / f"{number}.wav", np.zeros(8000 * seconds, np.float32), 8000)
+    lines = [{"sound": f"{number}.wav", "text": "a <b>", "split": "train"} for number in range(2)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    spec = tmp_path / "sounds.yaml"
+    spec.write_text(
+        f"kind: jsonl\nname: sounds\nroot: {tmp_path}\nindex: rows.jsonl\naudio: {{column: sound, rate: 8000}}\n"
+        "target: {column: text}\nsplit: {column: split}\n"
+    )
+    page = tmp_path / "page.html"
+    assert run(capsys, str(spec), "--html", str(page))[0] == 0
+    text = page.read_text()
+    assert text.count("<audio ") == text.count('src="data:audio/') == 1  # the other is too long
+    assert text.count(".wav</p>") == 2
+    assert text.count("<p>a &lt;b&gt;</p>") == 2
 
 
 def test_the_page_holds_a_few_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

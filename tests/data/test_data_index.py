@@ -122,6 +122,34 @@ def test_a_broken_csv_is_named(content: str | bytes, words: str, tmp_path: Path)
         read_index(tmp_path / "rows.csv", "csv")
 
 
+def test_one_group_is_held_out_and_all_others_are_trained_on(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    made(tmp_path, SPLIT + "group: {column: patient}\n")
+    spec = load_spec(tmp_path / "words.yaml", held_out="p7")
+    assert isinstance(spec, TableSpec)
+    split = rows_by_split(spec)
+    assert [row["id"] for row in split["test"]] == ["14", "15"]
+    rest = [row for row in ROWS if row["patient"] != "p7"]
+    assert {row["id"] for row in split["train"]} == {row["id"] for row in rest if row["part"] != "b"}
+    assert {row["id"] for row in split["val"]} == {row["id"] for row in rest if row["part"] == "b"}
+    carved = "val: {share: 0.3, group: {column: id}}\ngroup: {column: patient}\nheld_out: p7\n"
+    split = rows_by_split(made(tmp_path, carved))  # and without any other split
+    assert [row["id"] for row in split["test"]] == ["14", "15"]
+    assert len(split["train"]) + len(split["val"]) == 58
+    assert len(split["val"]) > 5
+
+
+def test_what_cannot_be_held_out_is_named(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(ValueError, match=r"held_out must be one of patient \(p0, p1, p10, .*, \.\.\.\); got 'p30'"):
+        open_split(made(tmp_path, SPLIT + "group: {column: patient}\nheld_out: p30\n"), "train")
+    for rest in (SPLIT, SPLIT + "group: {column: patient}\ntest: {share: 0.1, group: {column: id}}\n"):
+        with pytest.raises(ValueError, match="held_out needs a group, one index for all splits and no carved test"):
+            made(tmp_path, rest + "held_out: p7\n")
+    with pytest.raises(ValueError, match=r"phantom\.yaml is procedural and takes no held_out; got 'p7'"):
+        load_spec("phantom", held_out="p7")
+
+
 def test_an_unknown_split_and_an_empty_text_are_named_before_training(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", [*ROWS[:4], {**ROWS[4], "part": "d"}])
     with pytest.raises(ValueError, match=r"split must be one of a, b, c; got 'd' in row 5"):

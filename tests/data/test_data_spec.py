@@ -2,13 +2,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+import soundfile
+import torch
 
 from mm.data.datamodule import MultimodalData, Shuffled
 from mm.data.readers import open_split, texts
+from mm.data.sounds import SoundChanges
 from mm.data.spec import PhantomSpec, TableSpec, describe, load_spec, procedural
 from mm.dicom.resample import IMAGE_GRID
 
@@ -56,7 +60,11 @@ def test_shipped_specs_parse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     ("change", "message"),
     [
         (lambda text: text.replace("jsonl\nname", "xls\nname"), "kind must be one of phantom, jsonl, csv.*; got 'xls'"),
-        (lambda text: text.replace("target:", "traget:"), "traget"),
+        (lambda text: text.replace("target:", "traget:"), "option 'traget.*'; did you mean target"),
+        (
+            lambda text: text.replace("{column: answer", "{colum: answer"),
+            r"option 'target\.colum'; did you mean column",
+        ),
         (lambda text: text.replace("image: {", "image: ["), r"pictures\.yaml line 6: not YAML"),
         (lambda text: text.replace("${PICTURES}", "${NOWHERE}"), "set NOWHERE in the environment"),
         (lambda text: text.replace("${PICTURES}", "/does/not/exist"), "is no folder; give --data.root"),
@@ -107,13 +115,29 @@ def test_rows_become_samples(table: Path) -> None:
 
 
 def test_a_missing_column_or_picture_is_named(table: Path) -> None:
-    table.write_text(TABLE.replace("column: answer", "column: reply"))
-    with pytest.raises(ValueError, match=r"no column 'reply'; it has answer, image"):
-        open_split(load_spec(table), "train")
+    for change, message in (
+        (("column: answer", "column: anwser"), r"target names column 'anwser', which no row .*; did you mean answer\?"),
+        (("{column: question}", "{column: reply}"), r"prompt names column 'reply', .*; they have answer, image, quest"),
+    ):
+        table.write_text(TABLE.replace(*change))
+        with pytest.raises(ValueError, match=message):
+            open_split(load_spec(table), "train")
     table.write_text(TABLE)
     (table.parent / "p15.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"'p15.png' can't be read"):
+    with pytest.raises(ValueError, match=r"pictures, row 16: image 'p15.png' is broken, .*; replace the file or take"):
         open_split(load_spec(table), "test")[0]
+    (table.parent / "p16.png").unlink()
+    with pytest.raises(ValueError, match=r"missing below .*: 'p16.png' \(row 17\); put the files there"):
+        open_split(load_spec(table), "test")
+    assert len(open_split(load_spec(table), "test", inputs=())) == 15  # words need no files
+
+
+def test_a_column_that_some_row_lacks_is_told_before_training(table: Path) -> None:
+    lines = (table.parent / "rows.jsonl").read_text().splitlines()
+    lines[15] = json.dumps({key: item for key, item in json.loads(lines[15]).items() if key != "question"})
+    (table.parent / "rows.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="row 16 has no column 'question'; it has answer, image, split, type"):
+        open_split(load_spec(table), "test")
 
 
 def test_loaders_yield_numbers_and_batches(table: Path) -> None:
@@ -150,6 +174,32 @@ def test_only_training_pictures_are_mirrored_and_none_from_a_cache(table: Path) 
     data.texts_only = True
     with pytest.raises(ValueError, match=r"data.mirror 1.0 can't mirror inputs that are cached"):
         data.loader("train")
+
+
+def test_only_training_sounds_are_changed_and_none_from_a_cache(tmp_path: Path) -> None:
+    for take in range(6):
+        tone = np.sin(np.arange(1000) / 9)
+        soundfile.write(tmp_path / f"{take % 2}_{'ab'[take // 3]}_{take}.flac", tone, 8000)
+    changes = SoundChanges(noise_db=(0.0, 0.0))
+
+    def data(**more: Any) -> MultimodalData:
+        settings = {"batch_size": 3, "workers": 0, "inputs": ("audio",), "vocab_size": 300, "sounds": changes}
+        return MultimodalData(spec="fsdd", root=str(tmp_path), held_out="b", **settings | more)
+
+    def heard(data: MultimodalData, *, everything: bool = False) -> torch.Tensor:
+        _, batch = next(iter(data.loader("train", everything=everything)))
+        assert batch.audio is not None
+        return batch.audio.values[:, 0]
+
+    plain = heard(data(sounds=None))
+    assert plain.shape == (len(data().dataset("train")), 1000)  # type: ignore[arg-type]
+    assert float(heard(data()).std()) == pytest.approx(float(plain.std()) * 2**0.5, rel=0.1)
+    assert torch.equal(heard(data()), heard(data()))
+    assert torch.equal(heard(data(), everything=True), plain)
+    cached = data()
+    cached.texts_only = True
+    with pytest.raises(ValueError, match=r"data.sounds can't change inputs that are cached"):
+        cached.loader("train")
 
 
 def test_order_differs_by_epoch_and_goes_on_where_it_stopped() -> None:

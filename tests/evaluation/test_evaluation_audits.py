@@ -12,6 +12,8 @@ from mm.phantom.dataset import PhantomDataset
     [
         ("en", "A 12 mm nodule in the left lung.", "No 12 mm nodule in the left lung."),
         ("en", "Heart normal. There is a small left effusion.", "Heart normal. There is no small left effusion."),
+        ("en", "A ratio of 0.57. Mild emphysema.", "A ratio of 0.57. No mild emphysema."),
+        ("en", "Plaque of 66 mm3. Moderate effusion.", "Plaque of 66 mm3. No moderate effusion."),
         ("en", "No pneumothorax. Possible nodule.", "No pneumothorax. Possible nodule."),
         ("zh", "左肺可见12mm结节。未见气胸。", "左肺未见结节。未见气胸。"),
         ("zh", "左肺可见结节。", "左肺未见结节。"),
@@ -62,7 +64,9 @@ def test_which_measures_notice(reports):
     table = audit(reports, reports, "en", rounds=50)
     assert set(table) == {"negate", "swap side", "scale size", "drop finding"}
     noticed = {(name, title): item.noticed for name, row in table.items() for title, item in row.items()}
-    assert all(item.before == pytest.approx(10 if title == "CIDEr-D" else 1) for title, item in table["negate"].items())
+    full = {"CIDEr-D": 10.0}  # METEOR takes a little off for the one run of words that a whole text is
+    for title, item in table["negate"].items():
+        assert item.before == pytest.approx(full.get(title, 1.0), abs=1e-3 if title == "METEOR" else 1e-9)
     # Findings denied or left out are seen by the labeler alone for certain; sides and sizes only by reading facts.
     assert noticed["negate", "finding F1"]
     assert noticed["drop finding", "finding F1"]

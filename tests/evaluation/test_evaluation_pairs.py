@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mm.evaluation.pairs import Pairs, by_image, control
+from mm.evaluation.pairs import Pairs, by_image, control, rank_both
 from mm.evaluation.ranking import rank_matches
 from mm.evaluation.retrieval import chance
 
@@ -44,6 +44,16 @@ def test_image_to_text_counts_the_best_of_its_captions():
     back = (texts @ images.T).argsort(dim=1, descending=True)
     alone = [(back[t] == t // 5).nonzero().item() + 1 for t in range(200)]
     assert rank_matches(texts, images, pairs.images).rank.tolist() == alone
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_both_ways_at_once_are_each_way_alone(several):
+    captions = [tuple(f"{n} {k}" for k in range(3 if several else 1)) for n in range(40)]
+    pairs = Pairs.strict(captions)
+    images, texts = unit(40, 6), unit(len(pairs.owner), 6, seed=1)
+    there, back = rank_both(images, texts, pairs)
+    assert there.rank.tolist() == rank_matches(images, texts, pairs.texts).rank.tolist()
+    assert back.rank.tolist() == rank_matches(texts, images, pairs.images).rank.tolist()
 
 
 def test_the_interval_knows_that_captions_of_one_image_go_together():

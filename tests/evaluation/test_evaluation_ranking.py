@@ -1,10 +1,13 @@
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+from mm.evaluation import both_ways
+from mm.evaluation.both_ways import rank_pairs
 from mm.evaluation.ranking import rank_all, text_groups
 from mm.evaluation.retrieval import ranks
 
@@ -76,6 +79,46 @@ def test_a_perfect_model_reads_one():
     assert result.ndcg.min() == 1
 
 
+@pytest.fixture(params=[None, 7, 20], ids=["one tile", "tiles that don't fit", "tiles that fit"])
+def tiled(request, monkeypatch):
+    """Tiles of so many rows and columns."""
+    if request.param is not None:
+        monkeypatch.setattr(both_ways, "_TILE_BYTES", 4 * request.param**2)
+
+
+@pytest.mark.usefixtures("tiled")
+def test_both_ways_from_one_product_are_what_two_products_say(pair):
+    groups = np.arange(NUMBER)
+    found = rank_pairs(*pair)
+    for ours, expected in zip(
+        found, (rank_all(*pair, groups, groups), rank_all(*pair[::-1], groups, groups)), strict=True
+    ):
+        assert ours.rank.tolist() == expected.rank.tolist()
+        assert ours.average_precision == pytest.approx(expected.average_precision, abs=1e-12)
+        assert ours.ndcg == pytest.approx(expected.ndcg, abs=1e-12)
+
+
+@pytest.mark.parametrize("route", ["oneDNN", "stock"])
+@pytest.mark.parametrize(("number", "width"), [(1003, 77), (1531, 129), (2900, 33)])
+def test_both_ways_a_perfect_model_reads_one_and_a_constant_one_chance(number, width, route, monkeypatch):
+    # Several tiles at awkward sizes: what is multiplied elsewhere must not round otherwise.
+    if route == "stock":
+        monkeypatch.setattr(both_ways, "onednn_matmul", nullcontext)
+    items = torch.nn.functional.normalize(
+        torch.randn(number, width, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+    for ranking in rank_pairs(items, items):
+        assert (ranking.rank == 1).all()
+    for ranking in rank_pairs(items[:1].expand(number, -1), items[:1].expand(number, -1)):
+        assert (ranking.rank == 1 + number // 2).all()
+
+
+def test_both_ways_tells_what_is_not_finite():
+    first, second = embeddings(0)
+    with pytest.raises(ValueError, match="second must be finite, got 1 rows"):
+        rank_pairs(first, second.index_fill(0, torch.tensor([2]), torch.nan))
+
+
 def test_what_cannot_be_ranked_is_told():
     queries, items = embeddings(0)
     groups = np.arange(NUMBER)
@@ -90,20 +133,24 @@ def test_equal_texts_are_one_group():
 
 
 MEASURE = """
-import resource, sys
+import re, sys
 import numpy as np, torch
+from mm.evaluation.both_ways import rank_pairs
 from mm.evaluation.ranking import rank_all
 from mm.evaluation.retrieval import ranks
 torch.set_num_threads(1)
 number, width, queries = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 items = torch.randn(number, width)
 groups = np.arange(number) // 5
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-torch.randn(64, width) @ torch.randn(width, 64)
+def peak():  # of this process alone: ru_maxrss begins at the peak of the one that started it
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
+rank_pairs(items[:64], items[:64])  # what libraries take once isn't of a size
+open("/proc/self/clear_refs", "w").write("5")  # the peak is now what is in use
 before = peak()
 if sys.argv[1] == "ranks":
     ranks(items[:queries], items)
+elif sys.argv[1] == "rank_pairs":
+    rank_pairs(items, items.flip(1))
 else:
     rank_all(items[:queries], items, groups[:queries], groups)
 print(peak() - before)
@@ -111,8 +158,8 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
-@pytest.mark.parametrize("what", ["ranks", "rank_all"])
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("what", ["ranks", "rank_all", "rank_pairs"])
 def test_25000_items_need_less_than_64_mb(what):
     # A tile is what it needs, however many queries follow; 250 are three tiles.
     done = subprocess.run(

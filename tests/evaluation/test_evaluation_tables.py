@@ -71,7 +71,7 @@ def evaluate(name: str, out: Path, *options: str, **more: Any) -> dict[str, Any]
 
 
 def test_images_and_several_captions(tables: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
-    options = f"checkpoint={tiny_checkpoint}", f"spec={tables['captions']}", "source=image"
+    options = f"checkpoint={tiny_checkpoint}", f"spec={tables['captions']}", "source=image", "audit=true"
     found = evaluate("eval_retrieval", tmp_path, *options)
     scores, items = found["scores"], found["items"]
     assert found["facts"]["distinct texts"] == "12 of 16"
@@ -79,6 +79,7 @@ def test_images_and_several_captions(tables: dict[str, Path], tiny_checkpoint: P
     strict, loose = scores["image -> text, strict"], scores["image -> text"]
     assert strict["chance_at_10"] == pytest.approx(1 - (6 * 5) / (16 * 15))  # two captions of sixteen
     assert loose["recall_at_1"] >= strict["recall_at_1"]
+    assert all(0 <= item["right"]["value"] <= 1 for item in scores["audit"].values())
     assert items["ids"] == [f"captions-{row}" for row in (4, 5, 10, 11, 16, 17, 22, 23)]
     assert np.mean(items["scores"]["image -> text, R@1"]) == pytest.approx(strict["recall_at_1"])
     assert np.mean(items["scores"]["text -> image, R@5"]) == pytest.approx(
@@ -108,6 +109,7 @@ def test_sounds_told_apart_by_prompt(tables: dict[str, Path], tiny_checkpoint: P
     assert "zero-shot by prompt" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "confusion.png").is_file()
     assert sum(found["items"]["scores"]["accuracy"]) == np.trace(counts)
+    assert "baseline: nearest training sound by mean log-mel" in scores["accuracy"]
 
 
 def test_labels_that_were_trained_on_are_called_so(
@@ -119,6 +121,24 @@ def test_labels_that_were_trained_on_are_called_so(
     found = evaluate("eval_digits", tmp_path, f"checkpoint={tiny_checkpoint}", f"spec={tables['sounds']}")
     assert found["scores"]["supervised"] is True
     assert "supervised by prompt" in (tmp_path / "results.md").read_text().splitlines()[0]
+
+
+def test_who_is_held_out_must_have_been_so_in_training(
+    tables: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = mm.load(tiny_checkpoint)
+    monkeypatch.setattr(mm, "load", lambda path: loaded)
+    options = f"checkpoint={tiny_checkpoint}", f"spec={tables['sounds']}"
+    for trained, asked in ((None, "held_out=a"), ("b", "held_out=a"), ("a", "held_out=null")):
+        loaded.card.__dict__["stages"] = ({"task": "AlignTask", "data": {"name": "sounds", "held_out": trained}},)
+        with pytest.raises(ValueError, match=rf"held out of sounds \({trained or 'nothing'}\), .*; got"):
+            evaluate("eval_digits", tmp_path, *options, asked)
+    assert not tmp_path.joinpath("results.json").exists()
+    loaded.card.__dict__["stages"] = ({"task": "AlignTask", "data": {"name": "sounds", "held_out": "a"}},)
+    found = evaluate("eval_digits", tmp_path, *options, "held_out=a")
+    assert list(found["scores"]["by_group"]) == ["a"]
+    assert found["facts"]["held out"] == "who a"
+    assert len(found["items"]["ids"]) == 12
 
 
 @pytest.mark.parametrize("answers", ["written", "listed"])
@@ -150,7 +170,9 @@ def test_the_listed_answer_is_the_most_probable_one(tables: dict[str, Path], tin
     forced = torch.zeros(6).index_add(0, output.rows, said)
     places = [listed.spellings.index(sample.questions[0].answer) for sample in some]
     assert torch.allclose(scores[torch.arange(6), places], forced, atol=1e-5)
-    assert listed.choose(loaded, batch) == [listed.answers[listed.means[row.argmax()]] for row in scores]
+    asked = [question for sample in some for question in sample.questions]
+    best = [listed.answers[listed.means[row.argmax()]] for row in scores]
+    assert listed.choose(loaded, batch, asked) == best
 
 
 def test_reports_of_a_table_and_of_a_file(tables: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -163,11 +185,16 @@ def test_reports_of_a_table_and_of_a_file(tables: dict[str, Path], tiny_checkpoi
     said = [{"study": f"reports-{n}", "text": row["report"]} for n, row in enumerate(rows) if row["split"] == "test"]
     file = tmp_path / "ours.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in reversed(said)))
-    found = evaluate("eval_texts", tmp_path / "ours", *options, f"texts={file}", f"checkpoint={tiny_checkpoint}")
+    more = f"texts={file}", f"checkpoint={tiny_checkpoint}", "audit=true"
+    found = evaluate("eval_texts", tmp_path / "ours", *options, *more)
     text, findings = found["scores"]["text"], found["scores"]["findings"]
     assert text["ours"]["bleu"][3]["value"] == pytest.approx(1)
     assert findings["ours"]["macro"]["value"] == findings["ours"]["micro"]["value"] == 1
     assert "baseline: text of the nearest training image" in text
+    audits = found["scores"]["audit"]
+    assert audits == found["scores"]["audit_of_references"]  # ours are the references
+    assert audits["negate"]["finding F1"]["noticed"]
+    assert not set(audits) & set(bare["scores"])
     file.write_text(json.dumps(said[0]) + "\n")
     with pytest.raises(ValueError, match=r"lacks 7 of 8 studies, such as reports-5"):
         evaluate("eval_texts", tmp_path / "few", *options, f"texts={file}")
@@ -233,7 +260,7 @@ def test_a_broken_first_file_is_told_before_there_is_a_folder(
 ) -> None:
     rows = [{"image": "none.png", "captions": ["a"], "split": "test"}] * 2
     path = spec(tmp_path, "broken", rows, "image: {column: image}\ntarget: {column: captions}\n")
-    with pytest.raises(ValueError, match=r"image 'none\.png' can't be read"):
+    with pytest.raises(ValueError, match=r"broken: missing below .*: 'none\.png' \(row 1\); put"):
         run_evaluation(
             "eval_retrieval",
             tmp_path / "out",

@@ -78,6 +78,25 @@ def test_projection_gives_unit_vectors_and_zeros_for_nothing() -> None:
     assert adapted.values.shape == (2, 4, 24)
 
 
+def test_dropout_is_for_training_only() -> None:
+    torch.manual_seed(0)
+    given = tokens(4, 2)
+    for made in (Projection(16, embedding_width=8, hidden=64, dropout=0.5), Adapter(16, 8, dropout=0.5)):
+        first, second = (item.values if isinstance(item, Tokens) else item for item in (made(given), made(given)))
+        assert not torch.allclose(first, second)
+        made.eval()
+        first, second = (item.values if isinstance(item, Tokens) else item for item in (made(given), made(given)))
+        assert torch.equal(first, second)
+
+
+def test_a_projection_without_a_hidden_layer_is_linear() -> None:
+    torch.manual_seed(0)
+    projection = Projection(16, embedding_width=8, hidden=None)
+    given = tokens(4, 1)
+    expected = projection.norm(given.values[:, 0]) @ projection.project.weight.T + projection.project.bias
+    torch.testing.assert_close(projection(given), torch.nn.functional.normalize(expected, dim=-1))
+
+
 def test_concatenation_keeps_masks() -> None:
     joined = concatenate([tokens(2, 2, lengths=[1, 2]), tokens(2, 1, lengths=[1, 0])])
     assert joined.mask.tolist() == [[True, False, True], [True, True, False]]

@@ -11,6 +11,7 @@ from torch import Tensor, multiprocessing
 from mm.batch import Padded
 from mm.fusion.contrastive import contrastive_mse, info_nce, text_numbers
 from mm.fusion.siglip import siglip
+from mm.fusion.soft import soft_targets
 
 N, WIDTH, RANKS = 4, 6, 2
 VALID = [True, False, True, True, True, True, True, False]
@@ -22,6 +23,9 @@ LOSSES: dict[str, Loss] = {
     "info_nce": lambda x, valid, _: info_nce(x[0], x[1], scale=x[2], valid=valid),
     "all": lambda x, *_: info_nce(x[0], x[1], scale=x[2]),
     "soft": lambda x, valid, same: info_nce(x[0], x[1], scale=x[2], valid=valid, same=same),
+    "alike": lambda x, valid, _: info_nce(
+        x[0], x[1], scale=x[2], valid=valid, targets=soft_targets(x[1], share=0.3, valid=valid)
+    ),
     "distance": lambda x, valid, _: contrastive_mse(x[0], x[1], scale=x[2], valid=valid),
     "siglip": lambda x, *_: siglip(x[0], x[1], scale=x[2], bias=x[3]),
     "siglip_soft": lambda x, valid, same: siglip(x[0], x[1], scale=x[2], bias=x[3], valid=valid, same=same),

@@ -1,7 +1,9 @@
 import csv
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -18,7 +20,8 @@ from mm.training.cache import key
 from mm.training.checkpoint import Card
 from mm.training.cli import TrainingCLI, main, prepare
 from mm.training.experts import by_modality, expert_visits
-from mm.training.write import BIAS_RATE, questions
+from mm.training.routing import BIAS_RATE
+from mm.training.write import questions
 
 RECIPE = """
 seed_everything: 0
@@ -173,6 +176,33 @@ def test_a_run_that_fails_is_one_line(
     said = capsys.readouterr().err.strip()
     assert said.startswith(message)
     assert "\n" not in said
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    for row in rows:
+        change(row)
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_validation_is_looked_at_before_training(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(tmp_path, lambda row: row.update(split="train" if row["split"] == "val" else row["split"]))
+    assert main(["fit", *words]) == 2
+    assert "no row of the index belongs to split 'val'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_patient_in_two_splits_is_told_before_training(
+    words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed(tmp_path, lambda row: row.update(patient="one"))
+    with (tmp_path / "spec.yaml").open("a") as file:
+        file.write("group: {column: patient}\n")
+    TrainingCLI.make(["fit", "--config", words[1]]).check()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any(line.startswith("leak: 1 of the 1 groups of val are in train too (") for line in told)
 
 
 def test_an_index_that_changes_is_encoded_anew(words: list[str], tmp_path: Path) -> None:

@@ -118,6 +118,19 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_last_state(
     assert sorted(losses(tmp_path / "again")) == [5, 6, 7]
 
 
+def test_weights_that_ran_away_are_told_as_a_loss(
+    aligning: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(recipe: dict[str, Any]) -> None:
+        recipe["model"]["init_args"] |= {"learning_rate": 1e30, "warmup_steps": 1}
+
+    assert main(["fit", *aligning("run", change)]) == 2  # the next step draws from what is no number
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("mm fit: the loss (image_text) is no number at step ")
+    assert "Lower learning_rate" in said
+    assert (tmp_path / "run/resume/last.ckpt").is_file()
+
+
 class Full:
     """A file on a disk that has room for a few more bytes."""
 

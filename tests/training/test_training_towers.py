@@ -150,6 +150,27 @@ def test_the_caches_key_knows_weights_and_how_images_are_prepared(root: Path) ->
     assert len({first, *others}) == 5
 
 
+def test_soft_targets_need_a_text_tower_that_stays_as_it_is(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = yaml.safe_load((root / "recipe.yaml").read_text())
+    task = recipe["model"]["init_args"]
+    task["alike"] = 0.3
+    options = task["model"]["init_args"]
+    options |= {"projection_hidden": None, "text_hidden": 12, "input_dropout": 0.5, "hidden_dropout": 0.5}
+    first = options["image"]
+    second = first | {"init_args": first["init_args"] | {"token_grid": [2, 2], "image_size": 64}}
+    joined = {"class_path": "mm.encoders.joined.JoinedEncoder", "init_args": {"encoders": [first, second]}}
+    options["image"] = joined
+    (root / "soft.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["fit", "-c", str(root / "soft.yaml")]) == 0
+    model = mm.load(root / "run" / "checkpoint").model
+    assert isinstance(model.image_projection.project, torch.nn.Linear)
+    assert model.text_projection[0].weight.shape == (12, 24)
+    del task["freeze"]
+    (root / "soft.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["fit", "-c", str(root / "soft.yaml")]) == 2
+    assert "alike 0.3 needs a text tower that doesn't learn" in capsys.readouterr().err
+
+
 def test_colour_reaches_the_tower_and_another_one_says_so(root: Path) -> None:
     samples = open_split(load_spec(root / "spec.yaml"), "train")
     batch = collate([samples[0], samples[1]], None)

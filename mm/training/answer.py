@@ -1,0 +1,90 @@
+"""Questions about images: the decoder learns to write answers, and an answer head is fitted beside it."""
+
+import logging
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from mm.answer_words import normalise
+from mm.batch import Padded, Sample, Tokens, Writing
+from mm.data.collate import collate
+from mm.data.datamodule import MultimodalData
+from mm.model import Encoded
+from mm.training.write import WriteTask
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 32
+"""Studies that are read together when the head is fitted."""
+
+
+class AnswerTask(WriteTask):
+    """`WriteTask` for a model with `answers`: when the decoder is done, the head is fitted in closed form.
+
+    Both learn from the training split alone, and from nothing but questions, answers and images.
+    """
+
+    trains: ClassVar[tuple[str, ...]] = (*WriteTask.trains, "question_adapter")
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Makes the stage.
+
+        Args:
+            **kwargs: Of `CachedTask`.
+
+        Raises:
+            ValueError: The model has no answer head.
+        """
+        super().__init__(**kwargs)
+        if self.model.answers is None:
+            raise ValueError("the answer stage needs a model with `answers`")
+        self._said: dict[tuple[int, ...], Tensor] = {}
+
+    def remembered(self, encoded: Encoded, writing: Writing) -> tuple[Tokens, Int[Tensor, " M"]]:
+        """As the model has it; the frozen text tower reads each question once a run."""
+        return self.model.remember(encoded, writing, said=None if writing.asked is None else self._read(writing.asked))
+
+    def _read(self, asked: Padded) -> Tokens | None:
+        text = self.model.text
+        if text is None or "text" in {name.split(".")[0] for name in self.learning}:
+            return None
+        keys = [tuple(row[:size]) for row, size in zip(asked.values.tolist(), asked.lengths.tolist(), strict=True)]
+        new = list(dict.fromkeys(key for key in keys if key not in self._said))
+        if new:
+            with torch.no_grad():
+                tokens = text.tokens(Padded.of([list(key) for key in new]).to(asked.values.device))
+            self._said |= {key: row[: len(key)] for key, row in zip(new, tokens.values, strict=True)}
+        values = nn.utils.rnn.pad_sequence([self._said[key] for key in keys], batch_first=True)
+        return Tokens(values, asked.mask[:, : values.shape[1]])
+
+    def seal(self) -> None:
+        """Fits the head."""
+        super().seal()
+        head, data = self.model.answers, self.trainer.datamodule  # type: ignore[attr-defined]  # set by fit
+        assert head is not None
+        assert isinstance(data, MultimodalData)
+        self.model.eval()
+        samples = data.words("train") if self.cache_root is not None else data.dataset("train")
+        sentences, asked, pictures = list[Tensor](), list[list[int]](), list[Tensor]()
+        answers = list[str]()
+        for start in range(0, len(samples), AT_ONCE):  # type: ignore[arg-type]  # every dataset of ours is sized
+            index = torch.arange(start, min(start + AT_ONCE, len(samples)))  # type: ignore[arg-type]
+            some: list[Sample] = [samples[item] for item in index.tolist()]
+            batch = collate(some, data.tokenizer, rows=("questions",), max_text=data.max_text).to(self.device)
+            if batch.writing is None:
+                continue
+            encoded = (
+                self.model.encode(batch)
+                if self.cache_root is None
+                else self._caches["train"].select(index, self.device)
+            )
+            vectors, words, seen = self.model.read_questions(encoded, batch.writing)
+            sentences.append(vectors)
+            pictures.append(seen)
+            rows = zip(words.values.tolist(), words.lengths.tolist(), strict=True)
+            asked += [row[:length] for row, length in rows]
+            answers += [normalise(question.answer) for sample in some for question in sample.questions]
+        head.fit(torch.cat(sentences), Padded.of(asked).to(self.device), torch.cat(pictures), answers)
+        log.info("answer head: %d answers of %d questions", len(head.answers), len(answers))
