@@ -89,7 +89,7 @@ def continuous(
     decoder: MoEDecoder, writing: Writing, memory: Tokens, lengths: list[int], *, refill: bool = True
 ) -> list[list[int]]:
     """The engine, 16 rows at a time; without refill the next 16 begin when the last of these has ended."""
-    engine = Engine(decoder, max_sequences=BATCH, num_blocks=512, group=2, max_wait=0.05)
+    engine = Engine(decoder, max_sequences=BATCH, num_blocks=512, group=1)
     rows = engine.requests(writing, memory)
     rows = [replace(row, sampling=Sampling(length)) for row, length in zip(rows, lengths, strict=True)]
     step = len(rows) if refill else BATCH
@@ -118,7 +118,7 @@ def ragged(count: int, longest: int) -> list[list[int]]:
 def engine(model: LanguageModel, prompts: list[list[int]], lengths: list[int], *, refill: bool = True) -> list[Any]:
     """Ours, from pages, 16 rows at a time."""
     decoder = PagedLanguageModel(model)
-    runner = Engine(decoder, max_sequences=BATCH, token_budget=2048, num_blocks=512, group=2, max_wait=0.05)
+    runner = Engine(decoder, max_sequences=BATCH, token_budget=2048, num_blocks=512, group=1)
     rows = [Request(tuple(p), sampling=Sampling(n)) for p, n in zip(prompts, lengths, strict=True)]
     step = len(rows) if refill else BATCH
     batches = [runner.run(rows[start : start + step]) for start in range(0, len(rows), step)]

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mm.masks import Causal, Full, Keys, Mask, Packed, Paged, Window, additive
+from mm.masks import Causal, Full, Keys, Mask, Mixed, Packed, Paged, Window, additive
 
-__all__ = ["Causal", "Full", "Keys", "Mask", "Packed", "Paged", "Window", "additive", "attend"]
+__all__ = ["Causal", "Full", "Keys", "Mask", "Mixed", "Packed", "Paged", "Window", "additive", "attend"]
 
 SPLIT_K_WIDTHS = (16, 32, 64, 128, 256, 512)
 """Head widths that xFormers' paged kernel (Triton split-K) is written for."""
@@ -62,6 +62,11 @@ def attend(
     """
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"query heads must be a multiple of key heads, got {q.shape[2]} and {k.shape[2]}")
+    if isinstance(mask, Mixed):
+        options: dict[str, Any] = {"scale": scale, "dropout": dropout}
+        rows = q.flatten(0, 1)[None]
+        parts = [attend(*own_q, *kv, mask=own, **options) for own_q, kv, own in mask.parts([rows], [k, v])]
+        return mask.joined(parts).view(*q.shape[:3], -1)
     if q.is_cuda and _ops() is not None:
         result = _attend_xformers(q, k, v, mask=mask, scale=scale, dropout=dropout)
         if result is not None:
@@ -79,24 +84,50 @@ def _attend_dense(
         rows = zip(torch.split(q, own, 1), torch.split(k, keys, 1), torch.split(v, keys, 1), strict=True)
         parts = [_attend_dense(*row, mask=mask.within, scale=scale, dropout=dropout) for row in rows]
         return torch.cat(parts, dim=1)
+    if isinstance(mask, Paged):
+        return _attend_pages(q, k, v, mask=mask, scale=scale, dropout=dropout)
     seen = None
     written_out = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[1] * k.shape[1] <= WRITTEN_OUT_SCORES
     # A square needs no table, and what it hides is then not computed either.
     triangle = isinstance(mask, Causal) and 1 < q.shape[1] == k.shape[1] and not written_out
-    if isinstance(mask, Paged):
-        places, _ = mask.place()
-        k, v = k[0, places], v[0, places]
-        seen = mask.logical(q.shape[1])[:, None]
-    elif not isinstance(mask, Full) and not triangle:
+    if not isinstance(mask, Full) and not triangle:
         seen = mask.dense(q.shape[1], k.shape[1])[:, None].to(q.device)
+    return _attend_grouped(q, k, v, seen=seen, sighted=mask.sighted, triangle=triangle, scale=scale, dropout=dropout)
+
+
+def _attend_pages(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Paged, scale: float | None, dropout: float
+) -> Float[Tensor, "B M H W"]:
+    """Each row's pages are copied side by side; rows of like length together, so that little is copied for nothing."""
+    pools = [pool.view(-1, mask.page_size, *pool.shape[2:]) for pool in (k, v)]
+    alike, sighted = mask.alike(q.shape[1]), min(mask.counts) >= q.shape[1]
+    plain = sighted and q.dtype == torch.float32
+    out = None
+    for some in alike:
+        own = [pool.index_select(0, some.blocks).view(some.rows.shape[0], -1, *pool.shape[2:]) for pool in pools]
+        seen = some.bias if plain else some.seen
+        rows = q if len(alike) == 1 else q.index_select(0, some.rows)
+        mixed = _attend_grouped(rows, *own, seen=seen, sighted=sighted, scale=scale, dropout=dropout)
+        if len(alike) == 1:
+            return mixed
+        out = mixed.new_empty(q.shape[0], *mixed.shape[1:]) if out is None else out
+        out.index_copy_(0, some.rows, mixed)
+    assert out is not None, "no row"
+    return out
+
+
+def _attend_grouped(
+    q: Tensor, k: Tensor, v: Tensor, *, seen: Tensor | None, sighted: bool, triangle: bool = False, **options: Any
+) -> Float[Tensor, "B M H W"]:
+    """As many heads of keys as of queries, or fewer."""
     readers = q.shape[2] // k.shape[2]
     if readers > 1 and q.shape[1] == 1:
         # Queries that share a key stand below one another, and keys and values are read in place.
-        together = q[:, 0].reshape(len(q), k.shape[2], readers, -1).transpose(1, 2)
-        out = _attend_heads(together, k, v, seen=seen, sighted=mask.sighted, scale=scale, dropout=dropout)
+        together = q[:, 0].reshape(q.shape[0], k.shape[2], readers, -1).transpose(1, 2)
+        out = _attend_heads(together, k, v, seen=seen, sighted=sighted, **options)
         return out.transpose(1, 2).flatten(1, 2)[:, None]
     k, v = _repeated(k, readers), _repeated(v, readers)
-    return _attend_heads(q, k, v, seen=seen, sighted=mask.sighted, triangle=triangle, scale=scale, dropout=dropout)
+    return _attend_heads(q, k, v, seen=seen, sighted=sighted, triangle=triangle, **options)
 
 
 def _attend_heads(
@@ -110,7 +141,10 @@ def _attend_heads(
     sighted: bool,
     triangle: bool = False,
 ) -> Float[Tensor, "B M H W"]:
-    """As many heads of keys as of queries; `seen` is [C 1 M N], or [C 1 1 N] for all queries alike."""
+    """As many heads of keys as of queries.
+
+    `seen` is [C 1 M N], or [C 1 1 N] for all queries alike: True where seen, or 0 there and -inf elsewhere (float32).
+    """
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     some = None
     if seen is not None and not sighted:

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from mm.attention import Full, Mask, attend
 
+FEW_NUMBERS = 2**15
+"""Up to so many, calls cost more than memory."""
+
 
 @runtime_checkable
 class KeyValueCache(Protocol):
@@ -38,6 +41,8 @@ class RMSNorm(nn.Module):
         """The same shape and dtype, each vector scaled to a mean square of 1, then by the weight."""
         if torch.is_grad_enabled() or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
             return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+        if x.numel() <= FEW_NUMBERS:
+            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
         # Nothing is kept for a backward pass: one tensor of the input's size is made, not three.
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
         scaled: Tensor = (x * scale).mul_(self.weight)
@@ -98,11 +103,15 @@ class Rotary(nn.Module):
 
     def forward(self, x: Float[Tensor, "B M H K"], positions: Int[Tensor, "#B M"]) -> Float[Tensor, "B M H K"]:
         """Each vector turned by the angle of its position."""
+        return self.angles(positions).turn(x)
+
+    def angles(self, positions: Int[Tensor, "#B M"]) -> Angles:
+        """Of these positions; they turn queries, keys and other layers' alike."""
         frequencies = self.frequencies
         if frequencies.dtype != torch.float32:
             # A module turned to bfloat16 has its buffers rounded: angles of far positions would be wrong.
             frequencies = rotary_frequencies(2 * len(frequencies), base=self.base, device=frequencies.device)
-        return Angles.at(positions, frequencies).turn(x)
+        return Angles.at(positions, frequencies)
 
 
 class SelfAttention(nn.Module):
@@ -129,6 +138,7 @@ class SelfAttention(nn.Module):
         *,
         mask: Mask,
         positions: Int[Tensor, "#B M"] | None = None,
+        angles: Angles | None = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B M D"]:
         """Mixes tokens along M.
@@ -137,12 +147,14 @@ class SelfAttention(nn.Module):
             x: Tokens.
             mask: Over the keys: M of them, or all those of the cache.
             positions: Of each token, for rotary; None for 0, 1, 2...
+            angles: Of these positions where they are known, see `Rotary.angles`.
             cache: Where earlier keys and values are kept.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if self.rotary is not None:
             places = torch.arange(x.shape[1], device=x.device)[None] if positions is None else positions
-            q, k = self.rotary(q, places), self.rotary(k, places)
+            angles = self.rotary.angles(places) if angles is None else angles
+            q, k = angles.turn(q), angles.turn(k)
         if cache is not None:
             k, v = cache.update(k, v)
         mixed = attend(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)

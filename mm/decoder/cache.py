@@ -1,12 +1,22 @@
 """What generation remembers: keys and values of every row so far, and those of the memory it reads."""
 
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mm.attention import Keys
+from mm.attention import Full, Keys, attend
+
+
+@runtime_checkable
+class RowMemory(Protocol):
+    """The memories of rows, as one layer's attention reads them."""
+
+    def attend(self, q: Float[Tensor, "M L H K"], *, dropout: float = 0.0) -> Float[Tensor, "M L H W"]:
+        """What each query reads of its row's memory."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,13 @@ class MemoryKeys:
     def seen(self) -> Keys:
         """The attention mask over it."""
         return Keys(self.mask)
+
+    def attend(
+        self, q: Float[Tensor, "M L H K"], *, dropout: float = 0.0, whole: bool = False
+    ) -> Float[Tensor, "M L H W"]:
+        """What each row's queries read of the row's memory; `whole` where it is known that nothing of it is padding."""
+        mask = Full() if whole else self.seen
+        return attend(q, self.k.to(q.dtype), self.v.to(q.dtype), mask=mask, dropout=dropout)
 
     def select(self, rows: Int[Tensor, " R"]) -> "MemoryKeys":
         """Some of the rows."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mm.attention import Causal, Mask
 from mm.batch import Slots, Tokens
-from mm.decoder.cache import MemoryKeys
+from mm.decoder.cache import MemoryKeys, RowMemory
 from mm.decoder.experts import MixtureOfExperts
 from mm.decoder.groups import GroupLimit
 from mm.decoder.layer import DecoderLayer, SlotEmbedding
@@ -154,7 +154,7 @@ class MoEDecoder(SentenceDecoder):
         ids: Int[Tensor, "M L"],
         lengths: Int[Tensor, " M"] | None,
         slots: Slots | None,
-        memory: tuple[MemoryKeys, ...],
+        memory: tuple[RowMemory, ...],
         *,
         caches: Sequence[KeyValueCache] | None = None,
         mask: Mask | None = None,
@@ -164,10 +164,13 @@ class MoEDecoder(SentenceDecoder):
         # Token vectors of unit variance; their table is small because it is the output layer too.
         x = self._mark(self.embedding(ids) * self.width**0.5, ids, slots)
         positions = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
-        mask, real, routings = mask or Causal(), places_of(ids, lengths), []
+        mask, real, routings = mask or Causal(), None if lengths is None else places_of(ids, lengths), []
+        rotary = self._layers()[0].attention.rotary
+        assert rotary is not None, "made with rotary positions"
+        angles = rotary.angles(positions)
         for index, layer in enumerate(self._layers()):
             cache = None if caches is None else caches[index]
-            x, routing = layer(x, real=real, mask=mask, memory=memory[index], positions=positions, cache=cache)
+            x, routing = layer(x, real=real, mask=mask, memory=memory[index], angles=angles, cache=cache)
             routings.append(routing)
         return x, routings
 

@@ -18,10 +18,10 @@ from mm.decoder.blocks import BlockAllocator
 from mm.decoder.cache import MemoryKeys
 from mm.decoder.generate import GREEDY, Sampling, choose
 from mm.decoder.grammar import Matcher, forbidden
-from mm.decoder.memory import Memory, MemoryBank, stacked
-from mm.decoder.paged import PagedCache, Pass
+from mm.decoder.memory import Memory, MemoryBank, StepMemory, stacked
+from mm.decoder.paged import PagedCache, Step
 from mm.decoder.request import Completion, Finish, Piece, Request, Slot
-from mm.decoder.scheduler import Scheduler, Sequence
+from mm.decoder.scheduler import Plan, Scheduler, Sequence
 
 
 @runtime_checkable
@@ -29,6 +29,10 @@ class PagedDecoder(Protocol):
     """What the engine needs of a decoder."""
 
     vocab_size: int
+
+    def prepared(self) -> "PagedDecoder":
+        """The same decoder as generation wants it; weights that change later need not reach it."""
+        ...
 
     def paged_cache(self, *, num_blocks: int, page_size: int) -> PagedCache:
         """Room for keys and values of all layers."""
@@ -40,12 +44,12 @@ class PagedDecoder(Protocol):
 
     def read(
         self,
-        ids: Int[Tensor, "M L"],
+        ids: Int[Tensor, " T"],
         cache: PagedCache,
-        now: Pass,
+        now: Step,
         *,
         slots: Slots | None,
-        memory: tuple[MemoryKeys, ...],
+        memory: StepMemory,
     ) -> Float[Tensor, "M V"]:
         """Logits behind each row's last new token."""
         ...
@@ -86,7 +90,7 @@ class Engine:
         """Makes an engine without work; the cache is made when the first prompt is read.
 
         Args:
-            decoder: To run.
+            decoder: To run, with the weights that it has now.
             max_sequences: That run at a time.
             token_budget: Tokens a step, padding included; longer prompts are read in several steps.
             num_blocks: Of the cache, for all sequences together.
@@ -107,7 +111,7 @@ class Engine:
         if context is not None and not 1 <= context <= room:
             raise ValueError(f"context must be 1..{room} (num_blocks * page_size, and the decoder's), got {context}")
         self.context = room if context is None else context
-        self.decoder, self.decode = decoder, decode
+        self.decoder, self.decode = decoder.prepared(), decode
         self.scheduler = Scheduler(
             blocks, max_sequences=max_sequences, token_budget=token_budget, group=group, max_wait=max_wait, clock=clock
         )
@@ -197,15 +201,13 @@ class Engine:
         with torch.no_grad():
             plan = self.scheduler.plan()
             self.cache.copy(plan.copies)
-            pieces: list[Piece] = []
-            if plan.read:
-                logits = self._read(plan.read)
-                done = [row for row, (sequence, _) in enumerate(plan.read) if sequence.unread == 0]
-                pieces += self._choose(logits[done], [plan.read[row][0] for row in done])
-            if plan.written:
-                rows = {sequence.index: sequence for sequence in plan.written}
-                pieces += self._choose(*self._write(rows))
-            return pieces
+            if not plan.read and not plan.written:
+                return []
+            logits, sequences = self._compute(plan)
+            done = [row for row, sequence in enumerate(sequences) if sequence.unread == 0]
+            if len(done) < len(sequences):
+                logits, sequences = logits[done], [sequences[row] for row in done]
+            return self._choose(logits, sequences)
 
     def stream(self, requests: Iterable[Request] = ()) -> Iterator[Piece]:
         """Submits requests, then gives every token as soon as it is there, until nothing is left to do."""
@@ -243,26 +245,23 @@ class Engine:
         sampling.check_vocabulary(self.decoder.vocab_size)
         return request
 
-    def _read(self, read: list[tuple[Sequence, int]]) -> Float[Tensor, "M V"]:
-        """Some more of some prompts."""
-        counts = [count for _, count in read]
-        ids = torch.zeros(len(read), max(counts), dtype=torch.long)
-        for row, (sequence, count) in enumerate(read):
-            end = sequence.table.length
-            ids[row, :count] = torch.tensor(sequence.tokens[end - count : end])
-        requests = [self._jobs[sequence.index].request for sequence, _ in read]
-        slots = Slots(*torch.tensor([request.slot for request in requests]).unbind(-1)).to(self.cache.device)
-        now = self.cache.plan([sequence.table for sequence, _ in read], counts)
-        memory = stacked([request.memory for request in requests])
-        return self.decoder.read(ids.to(self.cache.device), self.cache, now, slots=slots, memory=memory)
-
-    def _write(self, rows: dict[int, Sequence]) -> tuple[Float[Tensor, "M V"], list[Sequence]]:
-        """The newest token of some sequences, in the order in which their memories lie."""
+    def _compute(self, plan: Plan) -> tuple[Float[Tensor, "M V"], list[Sequence]]:
+        """The newest token of those that write, in the order in which their memories lie, and more of some prompts."""
+        rows = {sequence.index: sequence for sequence in plan.written}
         memories: dict[Hashable, Memory] = {index: self._jobs[index].request.memory for index in rows}
         order = [rows[index] for index in self._bank.arrange(memories) if isinstance(index, int)]
-        ids = torch.tensor([[sequence.tokens[-1]] for sequence in order]).to(self.cache.device)
-        now = self.cache.plan([sequence.table for sequence in order], [1] * len(order))
-        return self.decoder.read(ids, self.cache, now, slots=None, memory=self._bank.rows()), order
+        writes = self.cache.plan([sequence.table for sequence in order], [1] * len(order)) if order else None
+        tokens, slots, reads = [sequence.tokens[-1] for sequence in order], None, None
+        requests = [self._jobs[sequence.index].request for sequence, _ in plan.read]
+        if requests:
+            reads = self.cache.plan([sequence.table for sequence, _ in plan.read], [count for _, count in plan.read])
+            slots = Slots(*torch.tensor([request.slot for request in requests]).unbind(-1)).to(self.cache.device)
+        for sequence, count in plan.read:
+            tokens += sequence.tokens[sequence.table.length - count : sequence.table.length]
+        memory = StepMemory(self._bank.rows() if order else (), stacked([request.memory for request in requests]))
+        ids, now = torch.tensor(tokens).to(self.cache.device), Step(writes, reads)
+        logits = self.decoder.read(ids, self.cache, now, slots=slots, memory=memory)
+        return logits, [*order, *(sequence for sequence, _ in plan.read)]
 
     def _choose(self, logits: Float[Tensor, "M V"], sequences: list[Sequence]) -> list[Piece]:
         """The next token of each, alike settings together."""

@@ -55,15 +55,18 @@ class GroupedQueryAttention(nn.Module):
             angles: Of each token's position.
             cache: Where earlier keys and values are kept, by key head.
         """
-        q, k = self._heads(self.q(x), self.q_norm), self._heads(self.k(x), self.k_norm)
-        q, k, v = angles.turn(q), angles.turn(k), self.v(x).unflatten(-1, (-1, self.head_width))
+        q, k, v = self._project(x, angles)
         if cache is not None:
             k, v = cache.update(k, v)
         out: Tensor = self.out(attend(q, k, v, mask=mask).flatten(2))
         return out
 
-    def _heads(self, x: Tensor, norm: RMSNorm | None) -> Float[Tensor, "B M H K"]:
-        if norm is not None and self.norm == "all":
-            x = norm(x)
-        x = x.view(*x.shape[:-1], -1, self.head_width)
-        return norm(x) if norm is not None and self.norm == "head" else x
+    def _project(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (part(x).unflatten(-1, (-1, self.head_width)) for part in (self.q, self.k, self.v))
+        return angles.turn(self._normed(q, self.q_norm)), angles.turn(self._normed(k, self.k_norm)), v
+
+    def _normed(self, heads: Float[Tensor, "B M H K"], norm: RMSNorm | None) -> Float[Tensor, "B M H K"]:
+        if norm is None:
+            return heads
+        out: Tensor = norm(heads.flatten(2)).view_as(heads) if self.norm == "all" else norm(heads)
+        return out

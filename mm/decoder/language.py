@@ -16,6 +16,7 @@ from mm.decoder.grouped_query import GroupedQueryAttention
 from mm.decoder.language_config import LanguageConfig
 from mm.decoder.latent import LatentAttention
 from mm.decoder.paged import visible
+from mm.decoder.prepared import LaidLinear, can_lay, prepared
 from mm.decoder.rotary_scaling import rotary_angles
 from mm.decoder.router import Routing
 from mm.transformer import Angles, KeyValueCache, RMSNorm, SwiGLU
@@ -204,9 +205,18 @@ class LanguageModel(nn.Module):
         hidden, routings = self._run(self.embedding(rows.values[rows.mask])[None], mask=mask, positions=places[None])
         return hidden[0], routings
 
+    def prepared(self) -> "LanguageModel":
+        """A twin for generation, see `mm.decoder.prepared`."""
+        twin, weight = prepared(self), self.embedding.weight if self.output is None else self.output.weight
+        if can_lay(weight):
+            twin.output = LaidLinear(weight)
+        return twin
+
     def logits(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Of the next token."""
-        return F.linear(self.norm(hidden), self.embedding.weight if self.output is None else self.output.weight)
+        normed = self.norm(hidden)
+        out: Tensor = F.linear(normed, self.embedding.weight) if self.output is None else self.output(normed)
+        return out
 
     def read(self, prompt: Padded, *, capacity: int) -> tuple[Float[Tensor, "M V"], DecodingState]:
         """Reads prompts and remembers them.

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mm.attention import Mask, Paged, attend
+from mm.attention import Mask, Mixed, Paged, attend
 from mm.decoder.paged import Table
 from mm.transformer import Angles, KeyValueCache, RMSNorm
 
@@ -104,14 +104,27 @@ class LatentAttention(nn.Module):
         k_turned = angles.turn(k_turned, neighbours=self.neighbours)
         if cache is not None:
             latent, k_turned = cache.update(latent, k_turned)
+        cached = cache is not None
+        if isinstance(mask, Mixed):
+            queries = [item.flatten(0, 1)[None] for item in (q_plain, q_turned)]
+            parts = mask.parts(queries, [latent, k_turned])
+            read = mask.joined([self._read(*own, *keys, mask=seen, cached=cached) for own, keys, seen in parts])
+        else:
+            read = self._read(q_plain, q_turned, latent, k_turned, mask=mask, cached=cached)
+        out: Tensor = self.out(read.reshape(*x.shape[:2], -1))
+        return out
+
+    def _read(
+        self, q_plain: Tensor, q_turned: Tensor, latent: Tensor, k_turned: Tensor, *, mask: Mask, cached: bool
+    ) -> Float[Tensor, "B M H W"]:
+        """In the cheaper form."""
         if isinstance(mask, Paged):
             # No paged kernel has keys and values of unequal width: each row's own are taken out of the pool.
             places, _ = mask.place()
-            latent, k_turned, mask = latent[0, places], k_turned[0, places], Table(mask.logical(x.shape[1]))
-        absorb = cache is not None and self._absorbed_is_cheaper(x.shape[1], latent.shape[1])
+            latent, k_turned, mask = latent[0, places], k_turned[0, places], Table(mask.logical(q_plain.shape[1]))
+        absorb = cached and self._absorbed_is_cheaper(q_plain.shape[1], latent.shape[1])
         read = self._read_absorbed if absorb else self._read_written_out
-        out: Tensor = self.out(read(q_plain, q_turned, latent, k_turned, mask=mask).flatten(2))
-        return out
+        return read(q_plain, q_turned, latent, k_turned, mask=mask)
 
     def _read_written_out(
         self, q_plain: Tensor, q_turned: Tensor, latent: Tensor, k_turned: Tensor, *, mask: Mask

@@ -5,12 +5,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mm import ontology
-from mm.attention import Mask, attend
+from mm.attention import Mask
 from mm.batch import SLOT_KINDS, Slots, Tokens
-from mm.decoder.cache import MemoryKeys
+from mm.decoder.cache import MemoryKeys, RowMemory
 from mm.decoder.experts import MixtureOfExperts
 from mm.decoder.router import Routing
-from mm.transformer import CrossAttention, KeyValueCache, RMSNorm, SelfAttention
+from mm.transformer import Angles, CrossAttention, KeyValueCache, RMSNorm, SelfAttention
 
 
 class SlotEmbedding(nn.Module):
@@ -42,11 +42,10 @@ class MemoryAttention(CrossAttention):
         k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(2)
         return MemoryKeys(k, v, mask)
 
-    def read(self, x: Float[Tensor, "M L D"], memory: MemoryKeys) -> Float[Tensor, "M L D"]:
+    def read(self, x: Float[Tensor, "M L D"], memory: RowMemory) -> Float[Tensor, "M L D"]:
         """What each token reads from its row's memory."""
         q = self.q(x).unflatten(-1, (self.heads, -1))
-        k, v = memory.k.to(q.dtype), memory.v.to(q.dtype)
-        mixed = attend(q, k, v, mask=memory.seen, dropout=self.dropout if self.training else 0.0)
+        mixed = memory.attend(q, dropout=self.dropout if self.training else 0.0)
         out: Tensor = self.out(mixed.flatten(2))
         return out
 
@@ -63,7 +62,7 @@ class GatedMemoryAttention(nn.Module):
         self.attention = MemoryAttention(width, heads, memory_width=memory_width)
         self.gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Float[Tensor, "M L D"], memory: MemoryKeys) -> Float[Tensor, "M L D"]:
+    def forward(self, x: Float[Tensor, "M L D"], memory: RowMemory) -> Float[Tensor, "M L D"]:
         """Each token by itself; one whose row has no memory stays as it is."""
         read = self.attention.read(self.norm(x), memory)
         return x + (self.gate.tanh() * read).to(x.dtype)
@@ -86,15 +85,18 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Tensor, "M L D"],
         *,
-        real: Int[Tensor, " T"],
+        real: Int[Tensor, " T"] | None,
         mask: Mask,
-        memory: MemoryKeys,
-        positions: Int[Tensor, "#M L"],
+        memory: RowMemory,
+        angles: Angles,
         cache: KeyValueCache | None = None,
     ) -> tuple[Float[Tensor, "M L D"], Routing]:
-        """One layer; `real` are the places of real tokens in the flattened rows, the only ones that are routed."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask, positions=positions, cache=cache))
+        """One layer; `real` are the places of real tokens in the flattened rows, the only ones routed; None: all."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask, angles=angles, cache=cache))
         x = x + self.dropout(self.cross.read(self.cross_norm(x), memory))
         flat = x.flatten(0, 1)
+        if real is None:
+            mixed, routing = self.experts(self.experts_norm(flat))
+            return (flat + self.dropout(mixed).to(flat.dtype)).view_as(x), routing
         mixed, routing = self.experts(self.experts_norm(flat.index_select(0, real)))
         return flat.index_add(0, real, self.dropout(mixed).to(flat.dtype)).view_as(x), routing

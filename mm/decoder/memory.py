@@ -4,8 +4,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from mm.decoder.cache import MemoryKeys
+from mm.decoder.cache import MemoryKeys, RowMemory
+from mm.decoder.paged import Step
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,63 @@ class Memory:
     def length(self) -> int:
         """Tokens, padding included."""
         return self.layers[0].mask.shape[1] if self.layers else 0
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """The memories of all rows of a step, every layer's; empty where the decoder reads none.
+
+    Attributes:
+        writes: Of the rows that go on by a token.
+        reads: Of the others.
+    """
+
+    writes: tuple[MemoryKeys, ...]
+    reads: tuple[MemoryKeys, ...]
+
+    def bind(self, now: Step) -> tuple[RowMemory, ...]:
+        """As the tokens of one step read them."""
+        layers = self.writes[:1]
+        # Looked at once for all layers; a GPU is not waited for.
+        whole = all(layer.mask.device.type == "cpu" and bool(layer.mask.all()) for layer in layers)
+        if now.reads is None or not self.reads:
+            return tuple(StepKeys(layer, None, None, None, whole) for layer in self.writes)
+        real = now.reads.real
+        padded = real.new_zeros(now.reads.positions.numel()).index_copy_(0, real, torch.arange(len(real)).to(real))
+        grid = padded.view_as(now.reads.positions)
+        writes = self.writes or (None,) * len(self.reads)
+        return tuple(StepKeys(own, other, grid, real, whole) for own, other in zip(writes, self.reads, strict=True))
+
+
+@dataclass(frozen=True)
+class StepKeys:
+    """The memories of all rows of a step, as one layer reads them. Queries are the step's tokens.
+
+    Attributes:
+        writes: Of the rows that go on, a token each.
+        reads: Of the others.
+        grid: Which of their tokens stands where in padded rows.
+        real: Where in the flattened padded rows each of their tokens stands.
+        whole: Whether nothing is padding in what `writes` holds.
+    """
+
+    writes: MemoryKeys | None
+    reads: MemoryKeys | None
+    grid: Int[Tensor, "R L"] | None
+    real: Int[Tensor, " Q"] | None
+    whole: bool
+
+    def attend(self, q: Float[Tensor, "T 1 H K"], *, dropout: float = 0.0) -> Float[Tensor, "T 1 H W"]:
+        """What each token reads of its row's memory."""
+        if self.reads is None or self.grid is None or self.real is None:
+            assert self.writes is not None, "a step without rows"
+            return self.writes.attend(q, dropout=dropout, whole=self.whole)
+        first = 0 if self.writes is None else len(self.writes.mask)
+        padded = q[first:, 0].index_select(0, self.grid.flatten()).view(*self.grid.shape, *q.shape[2:])
+        out = self.reads.attend(padded, dropout=dropout).flatten(0, 1).index_select(0, self.real)[:, None]
+        if self.writes is None:
+            return out
+        return torch.cat([self.writes.attend(q[:first], dropout=dropout, whole=self.whole), out])
 
 
 class MemoryBank:

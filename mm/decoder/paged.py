@@ -1,13 +1,14 @@
 """Keys and values in pages: one tensor a layer for all sequences, and what one pass of the decoder sees of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mm.attention import SPLIT_K_PAGE, Mask, Packed, Paged, additive
+from mm.attention import SPLIT_K_PAGE, Mask, Mixed, Packed, Paged, additive
 from mm.decoder.blocks import BlockTable
 
 
@@ -78,59 +79,82 @@ class Pass:
     page_size: int
 
     def mask(self, *, window: int | None = None) -> Mask:
-        """Each new token sees its own past and itself: over the pool on CUDA, elsewhere over gathered rows.
+        """Each new token sees its own past and itself, in the pool.
 
         Args:
             window: A token sees itself and `window - 1` tokens before it; None: all. Not on CUDA.
         """
-        if self.tables.is_cuda:
-            assert window is None, "the paged kernel knows no window"
-            # Padding counts as if it were written: queries are then the last ones of every row, as the kernel wants.
-            return Paged(self.tables, self.starts + self.positions.shape[1], self.page_size)
-        return visible(self.positions, self.extent, window=window)
+        # Padding counts as if it were written: queries are then the last ones of every row, as the kernel wants.
+        lengths = self.starts + self.positions.shape[1]
+        return Paged(self.tables, lengths, self.page_size, left=None if window is None else window - 1)
 
-    def packed(self, *, window: int | None = None) -> "PackedPass":
-        """The same without padding: the new tokens of all rows, one row behind the other.
+    @cached_property
+    def real(self) -> Int[Tensor, " Q"]:
+        """Where the new tokens lie among the flattened padded rows."""
+        steps = torch.arange(self.positions.shape[1], device=self.tables.device)
+        return (steps < self.counts[:, None]).flatten().nonzero()[:, 0]
 
-        Args:
-            window: A token sees itself and `window - 1` tokens before it; None: all.
-        """
-        device = self.tables.device
-        real = torch.arange(self.positions.shape[1], device=device) < self.counts[:, None]
-        ends = self.starts + self.counts
-        keys = torch.arange(self.extent, device=device)
+    @property
+    def keys(self) -> Int[Tensor, " N"]:
+        """Where all that the rows see lies in the pool, row behind row, the new ones included."""
+        ends, keys = (self.starts + self.counts)[:, None], torch.arange(self.extent, device=self.tables.device)
         inside = self.tables.gather(1, (keys // self.page_size).expand(len(ends), -1)) * self.page_size
-        past = (inside + keys % self.page_size)[keys < ends[:, None]] if bool(self.starts.any()) else None
-        queries, lengths = tuple(self.counts.tolist()), tuple(ends.tolist())
-        return PackedPass(
-            new=real.flatten().nonzero()[:, 0],
-            positions=self.positions[real],
-            places=self.places[real.flatten()],
-            past=past,
-            last=self.counts.cumsum(0) - 1,
-            mask=Packed(queries, lengths, causal=True, left=None if window is None else window - 1),
-        )
+        return (inside + keys % self.page_size)[keys < ends]
 
 
 @dataclass(frozen=True)
-class PackedPass:
-    """T new tokens of some rows, one row behind the other.
+class Step:
+    """All that the decoder computes at once: rows that go on by one token, and rows of which more is read.
+
+    The new tokens lie without padding: first one of each row that goes on, then those of the others, row behind row.
 
     Attributes:
-        new: Where they lie among the flattened padded rows.
-        positions: Of each in its row.
-        places: Where each goes, in a pool of flattened blocks.
-        past: Where the N keys lie that the rows see, the new ones included; None: rows have no past.
-        last: Index of each row's last new token.
-        mask: Over the keys.
+        writes: Rows that go on; None: there are none.
+        reads: The others; None: there are none.
     """
 
-    new: Int[Tensor, " T"]
-    positions: Int[Tensor, " T"]
-    places: Int[Tensor, " T"]
-    past: Int[Tensor, " N"] | None
-    last: Int[Tensor, " M"]
-    mask: Packed
+    writes: Pass | None
+    reads: Pass | None
+
+    @property
+    def writing(self) -> int:
+        """Number of rows that go on."""
+        return 0 if self.writes is None else len(self.writes.starts)
+
+    @cached_property
+    def positions(self) -> Int[Tensor, " T"]:
+        """Of each token in its row."""
+        return self._both(lambda part: part.positions.flatten())
+
+    @cached_property
+    def places(self) -> Int[Tensor, " T"]:
+        """Where each token goes, in a pool of flattened blocks."""
+        return self._both(lambda part: part.places)
+
+    @property
+    def last(self) -> Int[Tensor, " M"]:
+        """Index of each row's last token."""
+        first = torch.arange(self.writing, device=self.positions.device)
+        return first if self.reads is None else torch.cat([first, self.reads.counts.cumsum(0) + self.writing - 1])
+
+    def mask(self, *, window: int | None = None) -> Mixed:
+        """Each token sees its own past and itself, in the pool.
+
+        Args:
+            window: A token sees itself and `window - 1` tokens before it; None: all. Not on CUDA.
+        """
+        steps = None if self.writes is None else self.writes.mask(window=window)
+        assert steps is None or isinstance(steps, Paged), "rows in pages"
+        if self.reads is None:
+            return Mixed(steps, None, self.positions[:0])
+        queries, keys = self.reads.counts.tolist(), (self.reads.starts + self.reads.counts).tolist()
+        packed = Packed(tuple(queries), tuple(keys), causal=True, left=None if window is None else window - 1)
+        return Mixed(steps, packed, self.reads.keys)
+
+    def _both(self, of: Callable[[Pass], Tensor]) -> Tensor:
+        parts = [] if self.writes is None else [of(self.writes)]
+        parts += [] if self.reads is None else [of(self.reads).index_select(0, self.reads.real)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class PagedLayer:
@@ -160,11 +184,6 @@ class PagedLayer:
         k, v = (pool.index_select(0, blocks).view(len(tables), -1, *pool.shape[2:]) for pool in (self.k, self.v))
         return k[:, :extent], v[:, :extent]
 
-    def pick(self, places: Int[Tensor, " N"]) -> tuple[Float[Tensor, "1 N H K"], Float[Tensor, "1 N H W"]]:
-        """Keys and values that lie in these places, end to end."""
-        k, v = self.pool()
-        return k.index_select(1, places), v.index_select(1, places)
-
     def pool(self) -> tuple[Float[Tensor, "1 N H K"], Float[Tensor, "1 N H W"]]:
         """All blocks end to end, as `mm.attention.Paged` wants them."""
         assert self.k is not None, "nothing was written yet"
@@ -184,29 +203,14 @@ class LayerPass:
     """One layer of the cache during one pass; self-attention takes it for its cache."""
 
     layer: PagedLayer
-    now: Pass
+    now: Pass | Step
 
     def update(
         self, k: Float[Tensor, "M L H K"], v: Float[Tensor, "M L H W"]
-    ) -> tuple[Float[Tensor, "C N H K"], Float[Tensor, "C N H W"]]:
-        """Writes the new ones and returns what `Pass.mask` is about."""
-        self.layer.write(k, v, self.now.places)
-        return self.layer.pool() if k.is_cuda else self.layer.gather(self.now.tables, self.now.extent)
-
-
-@dataclass(frozen=True)
-class PackedLayerPass:
-    """One layer of the cache during one packed pass."""
-
-    layer: PagedLayer
-    now: PackedPass
-
-    def update(
-        self, k: Float[Tensor, "1 T H K"], v: Float[Tensor, "1 T H W"]
     ) -> tuple[Float[Tensor, "1 N H K"], Float[Tensor, "1 N H W"]]:
-        """Writes the new ones and returns all that the rows see, row behind row."""
+        """Writes the new ones and returns the pool."""
         self.layer.write(k, v, self.now.places)
-        return (k, v) if self.now.past is None else self.layer.pick(self.now.past)
+        return self.layer.pool()
 
 
 class PagedCache:
@@ -247,13 +251,9 @@ class PagedCache:
         tensors = {"tables": blocks, "starts": starts, "counts": new, "positions": positions, "places": places}
         return Pass(**{name: item.to(self.device) for name, item in tensors.items()}, extent=extent, page_size=page)
 
-    def bind(self, now: Pass) -> tuple[LayerPass, ...]:
+    def bind(self, now: Pass | Step) -> tuple[LayerPass, ...]:
         """Every layer, for one pass."""
         return tuple(LayerPass(layer, now) for layer in self.layers)
-
-    def bind_packed(self, now: PackedPass) -> tuple[PackedLayerPass, ...]:
-        """Every layer, for one packed pass."""
-        return tuple(PackedLayerPass(layer, now) for layer in self.layers)
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies blocks in every layer, (from, to): what `BlockAllocator.extend` asks for."""

@@ -1,5 +1,7 @@
 """A plain language model as the engine runs it: keys and values in pages, prompts read without padding."""
 
+from copy import copy
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,7 +9,8 @@ from torch import Tensor
 from mm.batch import Slots, Tokens
 from mm.decoder.cache import MemoryKeys
 from mm.decoder.language import LanguageModel
-from mm.decoder.paged import PagedCache, Pass, check_pages
+from mm.decoder.memory import StepMemory
+from mm.decoder.paged import PagedCache, Step, check_pages
 
 
 class PagedLanguageModel:
@@ -24,6 +27,12 @@ class PagedLanguageModel:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model, self.vocab_size = model, model.config.vocab_size
+
+    def prepared(self) -> "PagedLanguageModel":
+        """A twin for generation, see `mm.decoder.prepared`."""
+        twin = copy(self)
+        twin.model = self.model.prepared()
+        return twin
 
     def paged_cache(self, *, num_blocks: int, page_size: int) -> PagedCache:
         """Room for keys and values of all layers.
@@ -43,25 +52,21 @@ class PagedLanguageModel:
     @torch.no_grad()
     def read(
         self,
-        ids: Int[Tensor, "M L"],
+        ids: Int[Tensor, " T"],
         cache: PagedCache,
-        now: Pass,
+        now: Step,
         *,
         slots: Slots | None,  # noqa: ARG002
-        memory: tuple[MemoryKeys, ...],  # noqa: ARG002
+        memory: StepMemory,  # noqa: ARG002
     ) -> Float[Tensor, "M V"]:
         """Logits behind each row's last new token; the past lies in pages."""
         model = self.model
-        if ids.shape[1] == 1:
-            x, mask = model.embedding(ids), now.mask(window=model.config.window)
-            hidden, _ = model._run(  # noqa: SLF001  # as below: one of the few places that run these layers
-                x, mask=mask, positions=now.positions, caches=cache.bind(now)
-            )
-            return model.logits(hidden[:, 0])
-        some = now.packed(window=model.config.window)
-        x = model.embedding(ids.flatten()[some.new])[None]
         # Of a prompt's last layer nothing is needed behind the attention but the last token.
-        hidden, _ = model._run(  # noqa: SLF001
-            x, mask=some.mask, positions=some.positions[None], caches=cache.bind_packed(some), kept=some.last
+        hidden, _ = model._run(  # noqa: SLF001  # one of the few places that run these layers
+            model.embedding(ids)[None],
+            mask=now.mask(window=model.config.window),
+            positions=now.positions[None],
+            caches=cache.bind(now),
+            kept=None if now.reads is None else now.last,
         )
         return model.logits(hidden[0])

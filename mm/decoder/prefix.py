@@ -13,7 +13,7 @@ from torch import Tensor
 from mm.attention import Mask
 from mm.batch import Tokens
 from mm.decoder.cache import MemoryKeys
-from mm.decoder.paged import LayerPass, Table, visible
+from mm.decoder.paged import LayerPass, Pass, Table, visible
 
 
 class Recorder:
@@ -49,8 +49,10 @@ class Prefixed:
     ) -> tuple[Float[Tensor, "M N H K"], Float[Tensor, "M N H W"]]:
         """Writes the new ones and returns the memory, then all up to the longest row."""
         if self.own is not None:
-            self.own.layer.write(k, v, self.own.now.places)
-            k, v = self.own.layer.gather(self.own.now.tables, self.own.now.extent)
+            layer, now = self.own.layer, self.own.now
+            assert isinstance(now, Pass), "rows of one kind"
+            layer.write(k, v, now.places)
+            k, v = layer.gather(now.tables, now.extent)
         return torch.cat([self.memory.k.to(k.dtype), k], dim=1), torch.cat([self.memory.v.to(v.dtype), v], dim=1)
 
 

@@ -141,7 +141,7 @@ class Router(nn.Module):
             if self.normalisation in ("renormalised", "sigmoid_renormalised"):
                 # The addend is far below rounding; it only keeps a row of vanished sigmoids from 0 / 0.
                 gates = gates / (gates.sum(-1, keepdim=True) + 1e-20)
-            gates = gates * self.scale
+            gates = gates if self.scale == 1 else gates * self.scale
             probabilities = scores / (scores.sum(-1, keepdim=True) + 1e-20) if sigmoid else scores
             factor = self.capacity_factor if self.training else self.evaluation_capacity_factor
             dropped = gates.new_zeros(())

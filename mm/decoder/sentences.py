@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 
 from mm.attention import Mask
 from mm.batch import SPECIAL_IDS, Slots, Tokens, Writing
-from mm.decoder.cache import DecodingState, LayerCache, MemoryKeys
+from mm.decoder.cache import DecodingState, LayerCache, MemoryKeys, RowMemory
 from mm.decoder.generate import GREEDY, Generated, Sampling, write
 from mm.decoder.layer import SlotEmbedding
+from mm.decoder.memory import StepMemory
 from mm.decoder.output import DecoderOutput, pack
-from mm.decoder.paged import PagedCache, Pass, check_pages, visible
+from mm.decoder.paged import PagedCache, Step, check_pages, visible
+from mm.decoder.prepared import LaidLinear, can_lay, prepared
 from mm.decoder.router import Router, Routing
 from mm.transformer import KeyValueCache, RMSNorm
 
@@ -44,6 +47,7 @@ class SentenceDecoder(nn.Module, ABC):
     slot: SlotEmbedding
     window: int | None = None
     context: int | None = None
+    _output: LaidLinear | None = None
 
     @abstractmethod
     def routers(self) -> tuple[Router, ...]:
@@ -66,7 +70,7 @@ class SentenceDecoder(nn.Module, ABC):
         ids: Int[Tensor, "M L"],
         lengths: Int[Tensor, " M"] | None,
         slots: Slots | None,
-        memory: tuple[MemoryKeys, ...],
+        memory: tuple[RowMemory, ...],
         *,
         caches: Sequence[KeyValueCache] | None = None,
         mask: Mask | None = None,
@@ -197,43 +201,47 @@ class SentenceDecoder(nn.Module, ABC):
 
     @torch.no_grad()
     def read(
-        self,
-        ids: Int[Tensor, "M L"],
-        cache: PagedCache,
-        now: Pass,
-        *,
-        slots: Slots | None,
-        memory: tuple[MemoryKeys, ...],
+        self, ids: Int[Tensor, " T"], cache: PagedCache, now: Step, *, slots: Slots | None, memory: StepMemory
     ) -> Float[Tensor, "M V"]:
         """Some more tokens of some rows, their past in pages; for the engine.
 
         Args:
-            ids: New tokens, padded on the right.
+            ids: New tokens, without padding.
             cache: Gets their keys and values.
             now: Where they belong.
-            slots: Of the rows; None where no prompt is among the new tokens.
+            slots: Of the rows of which more is read; None where there are none.
             memory: Of the rows.
 
         Returns:
             Logits behind each row's last new token.
         """
-        mask = now.mask(window=self.window)
-        hidden, _ = self._run(
-            ids, now.counts, slots, memory, caches=cache.bind(now), mask=mask, positions=now.positions
-        )
-        return self._logits(hidden[torch.arange(len(ids), device=ids.device), now.counts - 1])
+        if slots is not None and now.reads is not None:
+            # A row's slot for each of its tokens; no token that was written is a `<slot>`, so theirs don't matter.
+            counts = now.reads.counts.clone()
+            counts[0] += now.writing
+            row = torch.arange(len(counts), device=ids.device).repeat_interleave(counts, output_size=len(ids))
+            slots = Slots(*(part.index_select(0, row) for part in astuple(slots)))
+        mask, positions = now.mask(window=self.window), now.positions[:, None]
+        caches, keys = cache.bind(now), memory.bind(now)
+        hidden, _ = self._run(ids[:, None], None, slots, keys, caches=caches, mask=mask, positions=positions)
+        return self._logits(hidden[:, 0].index_select(0, now.last))
+
+    def prepared(self) -> "SentenceDecoder":
+        """A twin for generation, see `mm.decoder.prepared`; for the engine."""
+        twin, weight = prepared(self), self._last()[1]
+        twin._output = LaidLinear(weight) if can_lay(weight) else None  # noqa: SLF001
+        return twin
 
     def _logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:
         norm, weight = self._last()
-        return F.linear(norm(hidden), weight)
+        out: Tensor = F.linear(norm(hidden), weight) if self._output is None else self._output(norm(hidden))
+        return out
 
     def _mark(self, x: Float[Tensor, "M L D"], ids: Int[Tensor, "M L"], slots: Slots | None) -> Float[Tensor, "M L D"]:
         """Token vectors, with what the rows are about added at their `<slot>`."""
         return x if slots is None else x + (ids == SPECIAL_IDS.slot)[:, :, None] * self.slot(slots)[:, None]
 
 
-def places_of(ids: Int[Tensor, "M L"], lengths: Int[Tensor, " M"] | None) -> Int[Tensor, " T"]:
+def places_of(ids: Int[Tensor, "M L"], lengths: Int[Tensor, " M"]) -> Int[Tensor, " T"]:
     """Where real tokens lie in the flattened rows."""
-    if lengths is None:
-        return torch.arange(ids.numel(), device=ids.device)
     return (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).flatten().nonzero()[:, 0]

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from mm.attention import Causal, Mask, Window
 from mm.batch import Slots, Tokens
-from mm.decoder.cache import DecodingState, MemoryKeys
+from mm.decoder.cache import DecodingState, MemoryKeys, RowMemory
 from mm.decoder.experts import MixtureOfExperts
 from mm.decoder.language import LanguageModel
 from mm.decoder.language_config import LanguageConfig
 from mm.decoder.layer import GatedMemoryAttention, SlotEmbedding
-from mm.decoder.paged import LayerPass
+from mm.decoder.memory import StepMemory
+from mm.decoder.paged import LayerPass, PagedCache, Pass, Step
 from mm.decoder.prefix import Prefixed, Recorder, behind, gathered
 from mm.decoder.router import Router, Routing
 from mm.decoder.sentences import SentenceDecoder, places_of
@@ -150,7 +151,7 @@ class WritingModel(SentenceDecoder):
         ids: Int[Tensor, "M L"],
         lengths: Int[Tensor, " M"] | None,
         slots: Slots | None,
-        memory: tuple[MemoryKeys, ...],
+        memory: tuple[RowMemory, ...],
         *,
         caches: Sequence[KeyValueCache] | None = None,
         mask: Mask | None = None,
@@ -158,13 +159,14 @@ class WritingModel(SentenceDecoder):
     ) -> tuple[Float[Tensor, "M L D"], tuple[Routing, ...]]:
         """See `SentenceDecoder`; without `memory` rows are plain text."""
         pages = [cache for cache in caches or () if isinstance(cache, LayerPass)]
-        extent = pages[0].now.extent if pages else ids.shape[1]
+        extent = pages[0].now.extent if pages and isinstance(pages[0].now, Pass) else ids.shape[1]
         positions = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
         mask = mask or self._causal(extent)
         if memory and self.reads == "prefix":
-            mask = behind(memory[0], positions, extent, window=self.window)
-            positions = positions + memory[0].mask.sum(1)[:, None]
-            caches = [Prefixed(layer, pages[index] if pages else None) for index, layer in enumerate(memory)]
+            before = [layer for layer in memory if isinstance(layer, MemoryKeys)]
+            mask = behind(before[0], positions, extent, window=self.window)
+            positions = positions + before[0].mask.sum(1)[:, None]
+            caches = [Prefixed(layer, pages[index] if pages else None) for index, layer in enumerate(before)]
         if lengths is not None and len(lengths):  # single steps have been checked when their caches were opened
             self._check(int((positions[:, 0] + lengths).max()))
         crosses = self._crosses() if memory else []
@@ -183,6 +185,27 @@ class WritingModel(SentenceDecoder):
             caches=caches,
             between=read,
         )
+
+    @torch.no_grad()
+    def read(
+        self, ids: Int[Tensor, " T"], cache: PagedCache, now: Step, *, slots: Slots | None, memory: StepMemory
+    ) -> Float[Tensor, "M V"]:
+        """See `SentenceDecoder`."""
+        if self.reads != "prefix" or not (memory.writes or memory.reads):
+            return super().read(ids, cache, now, slots=slots, memory=memory)
+        # A row's keys are its memory's and its own, side by side: rows that go on and the others are padded apart.
+        logits, first = [], now.writing
+        for part, some, keys, about in (
+            (now.writes, ids[:first], memory.writes, None),
+            (now.reads, ids[first:], memory.reads, slots),
+        ):
+            if part is not None:
+                padded = some.new_zeros(part.positions.numel()).index_copy_(0, part.real, some).view_as(part.positions)
+                hidden, _ = self._run(
+                    padded, part.counts, about, keys, caches=cache.bind(part), positions=part.positions
+                )
+                logits.append(self._logits(hidden[torch.arange(len(padded), device=ids.device), part.counts - 1]))
+        return torch.cat(logits)
 
     def _open(self, memory: tuple[MemoryKeys, ...], lengths: Int[Tensor, " M"], *, capacity: int) -> DecodingState:
         if not memory or self.reads != "prefix":

@@ -16,6 +16,7 @@ from mm.decoder.latent import Latent
 from mm.decoder.paged import check_pages
 from mm.decoder.paged_language import PagedLanguageModel
 from mm.decoder.request import Request
+from mm.decoder.router import Router
 
 VOCAB, NEW = 80, 24
 SIZES: dict[str, Any] = {"vocab_size": VOCAB, "width": 32, "depth": 2, "heads": 4, "key_heads": 2, "head_width": 8}
@@ -106,7 +107,7 @@ def test_a_common_beginning_is_read_once_and_changes_no_token() -> None:
     inner = decoder.read
 
     def spy(ids: Any, cache: Any, now: Any, **rest: Any) -> Any:
-        read.append(int(now.counts.sum()))
+        read.append(len(ids))
         return inner(ids, cache, now, **rest)
 
     decoder.read = spy  # type: ignore[method-assign]
@@ -115,17 +116,41 @@ def test_a_common_beginning_is_read_once_and_changes_no_token() -> None:
     assert sum(count for count in read[:2]) <= len(common) + 1 + 4 * 4 + 1  # the others read their last page each
 
 
-def test_padding_is_neither_computed_nor_routed() -> None:
+def test_padding_is_neither_computed_nor_routed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = make(CASES["olmoe"]), prompts()
-    routed, inner = [], type(model.layers[0].feed_forward).forward
+    routed, inner = [], Router.forward
 
-    def spy(x: torch.Tensor) -> Any:
+    def spy(self: Router, x: torch.Tensor) -> Any:
         routed.append(len(x))
-        return inner(model.layers[0].feed_forward, x)
+        return inner(self, x)
 
-    model.layers[0].feed_forward.forward = spy
+    monkeypatch.setattr(Router, "forward", spy)
     run(Engine(PagedLanguageModel(model)), rows, Sampling(1))
-    assert routed == [sum(map(len, rows))]
+    assert routed == [sum(map(len, rows)), len(rows)]  # of the last layer nobody needs more than the last tokens
+
+
+def test_rows_that_write_and_rows_that_are_read_share_one_pass() -> None:
+    model, rows = make(CASES["mixtral with a window"]), prompts()
+    expected = loop(model, rows, Sampling(NEW))
+    decoder, passes = PagedLanguageModel(model), []
+    inner = decoder.read
+
+    def spy(ids: Any, cache: Any, now: Any, **rest: Any) -> Any:
+        passes.append((now.writing, 0 if now.reads is None else len(now.reads.counts)))
+        return inner(ids, cache, now, **rest)
+
+    decoder.read = spy  # type: ignore[method-assign]
+    engine, steps = Engine(decoder, max_sequences=4, page_size=4), 0
+    for row in rows:
+        engine.submit(Request(tuple(row), sampling=Sampling(NEW)))
+    written: dict[int, list[int]] = {row: [] for row in range(len(rows))}
+    while engine.scheduler.waiting or engine.scheduler.running:
+        steps += 1
+        for piece in engine.step():
+            written[piece.request].append(piece.id)
+    assert list(written.values()) == expected
+    assert len(passes) == steps
+    assert any(writes and reads for writes, reads in passes)
 
 
 class TestCancel:
