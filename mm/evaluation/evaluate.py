@@ -26,7 +26,7 @@ from mm.trust import TRUSTED, restrict_imports
 Item = TypeVar("Item")
 EXTRA: Final = ("matplotlib", "sacrebleu", "sklearn")
 """Packages of the extra `evaluate`; looked for before an hour's work, not behind it."""
-NOTICE: Final = "Research software, not a medical device. Scores on procedural patients say nothing of real ones."
+NOTICE: Final = "Research software, not a medical device. Scores on these data promise nothing on others."
 _MODULES: Final = ("on_classes", "on_questions", "on_reports", "on_retrieval", "on_texts")
 """Importing them makes the short names of the evaluations known."""
 
