@@ -339,7 +339,7 @@ def scan(source: str | Path | Sequence[str | Path], progress: Callable[[int, int
     with _seldom_collected():
         for number, file in enumerate(files, 1):
             try:
-                if file[-8:].upper() == "DICOMDIR" and Path(file).name.upper() == "DICOMDIR":
+                if file.rpartition(os.sep)[2].upper() == "DICOMDIR":
                     raise FileError("dicomdir")
                 found.append(read_header(file, siblings))
             except FileError as error:

@@ -52,7 +52,9 @@ def mirror_consistency(reports: Sequence[str], mirrored: Sequence[str], language
     if not reports or len(reports) != len(mirrored):
         raise ValueError(f"mirrored must be of the {len(reports)} reports (one or more), got {len(mirrored)}")
     expected = [swap_side(text) for text in reports]
-    counts = np.array([_counts(a, b, language) for a, b in zip(expected, mirrored, strict=True)], dtype=float)
+    pairs = list(zip(expected, mirrored, strict=True))
+    called = [tuple(findings_said(text, language) for text in pair) for pair in pairs]
+    counts = np.array([_counts(pair, said, language) for pair, said in zip(pairs, called, strict=True)], dtype=float)
 
     def share(hits: int, number: int) -> Score:
         def statistic(drawn: np.ndarray) -> float:
@@ -61,29 +63,27 @@ def mirror_consistency(reports: Sequence[str], mirrored: Sequence[str], language
 
         return bootstrap(statistic, len(counts), rounds=500)
 
-    called = [[findings_said(text, language) for text in pair] for pair in zip(expected, mirrored, strict=True)]
     findings = {code: float(np.mean([a[code] == b[code] for a, b in called])) for code in ontology.CODES}
     return Mirrored(share(0, 1), share(2, 3), share(4, 5), share(6, 7), findings, len(counts))
 
 
-def _counts(expected: str, got: str, language: Language) -> list[int]:
-    """Hits and number of statements, sides, calls and texts."""
-    first, second = _statements(expected, language), _statements(got, language)
+def _counts(texts: tuple[str, str], called: tuple[Counter[Hashable], ...], language: Language) -> list[int]:
+    """Hits and number of statements, sides, calls and texts, of the expected report and the one that was written."""
+    first, second = (_statements(text, said, language) for text, said in zip(texts, called, strict=True))
     one, other = _single(first), _single(second)
     both = one.keys() & other.keys()
-    calls = [findings_said(text, language) for text in (expected, got)]
-    same = len(ontology.CODES) - len(calls[0].keys() ^ calls[1].keys())
+    same = len(ontology.CODES) - len(called[0].keys() ^ called[1].keys())
+    expected, got = map(masked, texts)
     return [
         2 * (first & second).total(), first.total() + second.total(),
         sum(one[code] == other[code] for code in both), len(both),
         same, len(ontology.CODES),
-        int(masked(expected) == masked(got)), 1,
+        int(expected == got), 1,
     ]  # fmt: skip
 
 
-def _statements(text: str, language: Language) -> Counter[Hashable]:
-    unsided = Counter({code: 1 for code in findings_said(text, language) if code not in _SIDED})
-    return sides_said(text, language) + unsided
+def _statements(text: str, called: Counter[Hashable], language: Language) -> Counter[Hashable]:
+    return sides_said(text, language) + Counter({code: 1 for code in called if code not in _SIDED})
 
 
 def _single(statements: Counter[Hashable]) -> dict[Hashable, Hashable]:
