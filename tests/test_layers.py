@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "mm"
 _BASE = {"mm.ontology", "mm.batch", "mm.answer_words"}
 _NETWORKS = _BASE | {"mm.attention", "mm.transformer"}
 _FINDINGS = {"mm.findings", "mm.finding_maps", "mm.finding_loss", "mm.history", "mm.instances", "mm.calibration"}
-_MODEL = _NETWORKS | _FINDINGS | {"mm.answers", "mm.encoders", "mm.fusion", "mm.decoder", "mm.model"}
+_PARTS = _NETWORKS | _FINDINGS | {"mm.answers", "mm.encoders", "mm.fusion", "mm.decoder"}
+_MODEL = _PARTS | {"mm.encoded", "mm.reading", "mm.widths", "mm.model"}
 _TELL = {"mm.trust", "mm.errors", "mm.files"}
 ALLOWED = {
     "ontology": set(),
@@ -33,6 +34,9 @@ ALLOWED = {
     "fusion": _NETWORKS | {"mm.fusion"},
     "decoder": _NETWORKS | {"mm.decoder", "mm.files"},
     "exchange": {"mm.batch", "mm.decoder", "mm.data", "mm.files"},
+    "encoded": _PARTS - {"mm.answers", "mm.decoder"},
+    "reading": _BASE | {"mm.decoder"},
+    "widths": _PARTS,
     "model": _MODEL - {"mm.model"},
     "dicom": _BASE | {"mm.dicom", "mm.files"},
     "phantom": _BASE | {"mm.phantom", "mm.dicom", "mm.data.record", "mm.report.text"},

@@ -76,11 +76,12 @@ class Projection(nn.Module):
 
         Args:
             tokens: Adapted.
-            said: Of each finding, where the projection was made with it.
+            said: Of each finding, where the projection was made with it; what it lacks at the end is 0.
         """
         parts = [self.norm(mean(tokens))]
         if self.keep is not None:
             assert said is not None, "this projection also reads what is said of the findings"
+            said = F.pad(said, (0, self.keep.in_features - said.shape[-1]))
             parts.append(self.keep(said).flatten(1).to(parts[0].dtype))
         unit = F.normalize(self.project(torch.cat(parts, dim=-1)).float(), dim=-1)
         return unit * tokens.mask.any(1, keepdim=True)

@@ -136,3 +136,10 @@ def concatenate(parts: list[Tokens]) -> Tokens | None:
 def select(tokens: Tokens, rows: Int[Tensor, " R"]) -> Tokens:
     """Some of the studies."""
     return Tokens(tokens.values[rows], tokens.mask[rows])
+
+
+def spread(tokens: Tokens, rows: Int[Tensor, " R"], *, size: int) -> Tokens:
+    """The opposite of `select`: each row's tokens at its study of `size`; nothing is valid elsewhere."""
+    values = tokens.values.new_zeros(size, *tokens.values.shape[1:]).index_copy(0, rows, tokens.values)
+    mask = torch.zeros(size, tokens.mask.shape[1], dtype=torch.bool, device=rows.device)
+    return Tokens(values, mask.index_copy(0, rows, tokens.mask))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from mm.batch import Batch, Padded, Tokens
 from mm.data.datamodule import MultimodalData
+from mm.encoded import Encoded
 from mm.fusion.alignment import select
-from mm.model import Encoded, MultimodalModel
+from mm.model import MultimodalModel
 from mm.training.cached import CachedTask
 from mm.training.pairs import MODALITIES, Duplicates, Loss, PairLosses, PairWeights, Partners
 from mm.training.text_memory import TextMemory, by_length

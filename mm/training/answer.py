@@ -11,7 +11,7 @@ from mm.answer_words import normalise
 from mm.batch import Padded, Sample, Tokens, Writing
 from mm.data.collate import collate
 from mm.data.datamodule import MultimodalData
-from mm.model import Encoded
+from mm.encoded import Encoded
 from mm.training.write import WriteTask
 
 log = logging.getLogger(__name__)

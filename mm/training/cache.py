@@ -17,9 +17,10 @@ from mm.batch import BySource, Tokens
 from mm.data.datamodule import MultimodalData
 from mm.data.index import index_digest
 from mm.data.spec import PhantomSpec, Spec, Split, describe
+from mm.encoded import Encoded
 from mm.findings import Evidence
 from mm.history import History
-from mm.model import Encoded, MultimodalModel
+from mm.model import MultimodalModel
 from mm.phantom.table import table_digest
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from torch import Tensor
 from mm.batch import Batch, BySource, Modality, Tokens
 from mm.data.datamodule import MultimodalData, Numbered
 from mm.data.spec import Split
+from mm.encoded import Encoded
 from mm.findings import Evidence
-from mm.model import Encoded
 from mm.training.cache import FROZEN, Cache, build
 from mm.training.task import Task
 

@@ -8,11 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mm.batch import SLOT_KINDS, SPECIAL_IDS, Batch, Modality, Padded
+from mm.encoded import Encoded
 from mm.fusion.contrastive import info_nce, squared_distance, text_numbers
 from mm.fusion.ranks import largest
 from mm.fusion.siglip import LogitBias, siglip
 from mm.fusion.soft import soft_targets
-from mm.model import Encoded, MultimodalModel
+from mm.model import MultimodalModel
 
 Loss = Literal["info_nce", "siglip"]
 Duplicates = Literal["soft", "negatives"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mm.batch import SLOT_KINDS, SPECIAL_IDS, Batch, Padded, Slots, Tokens, Writing
 from mm.decoder.sentences import SentenceDecoder
-from mm.model import Encoded
+from mm.encoded import Encoded
 from mm.training.cached import CachedTask
 from mm.training.routing import RoutedTask
 

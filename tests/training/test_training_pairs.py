@@ -15,8 +15,9 @@ from open_clip.loss import ClipLoss, SigLipLoss
 
 import mm
 from mm.batch import SLOT_KINDS, Batch, BySource, Padded, Slots, Tokens, Writing
+from mm.encoded import Encoded
 from mm.fusion.alignment import CrossModalAlignment
-from mm.model import Encoded, MultimodalModel
+from mm.model import MultimodalModel
 from mm.training.align import AlignTask, recalls
 from mm.training.cli import TrainingCLI, main
 from mm.training.pairs import PairLosses, PairWeights, Partners, first_answers

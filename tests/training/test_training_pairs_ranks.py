@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, multiprocessing
 
 from mm.batch import Batch, BySource, Padded
+from mm.encoded import Encoded
 from mm.fusion.alignment import CrossModalAlignment
-from mm.model import Encoded, MultimodalModel
+from mm.model import MultimodalModel
 from mm.training.pairs import PairLosses
 
 B, E, RANKS = 3, 5, 2
