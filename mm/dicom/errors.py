@@ -5,7 +5,7 @@ and no paths, only what is wrong and where in the stack.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Final, Generic, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, get_args
 
 Reason = Literal[
     # of one file
@@ -125,7 +125,7 @@ class RefusedError(Exception, Generic[Code]):
         place: Where ("between slice 12 and 13"), counted along the normal from 1, or "".
     """
 
-    reasons: ClassVar[Mapping[str, str]]
+    reasons: ClassVar[Mapping[Any, str]]
 
     def __init__(self, reason: Code, place: str = "") -> None:
         self.reason: Code = reason
