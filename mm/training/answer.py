@@ -75,7 +75,8 @@ class AnswerTask(WriteTask):
             vectors, words, seen = self.model.read_questions(encoded, batch.writing)
             sentences.append(vectors)
             pictures.append(seen)
-            asked += words.rows()
+            rows = zip(words.values.tolist(), words.lengths.tolist(), strict=True)
+            asked += [row[:length] for row, length in rows]
             answers += [normalise(question.answer) for sample in some for question in sample.questions]
         head.fit(torch.cat(sentences), Padded.of(asked).to(self.device), torch.cat(pictures), answers)
         log.info("answer head: %d answers of %d questions", len(head.answers), len(answers))
