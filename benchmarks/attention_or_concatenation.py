@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from cached_studies import AT_ONCE, Studies, truth_table
+from cached_studies import Studies, open_both, remembered
 from judge_writing import Judge
 from torch import nn
 
 import mm
-from mm.batch import Tokens
-from mm.data.datamodule import MultimodalData
 from mm.decoder.decoder import MoEDecoder
 from mm.fusion.alignment import CrossModalAlignment
 from mm.model import MultimodalModel
@@ -28,7 +26,8 @@ from mm.training.cache import Cache
 from mm.training.cache import build as build_cache
 from mm.training.checkpoint import build, load
 from mm.training.optim import adamw, warmup_cosine
-from mm.training.write import WriteTask, writing_losses
+from mm.training.routing import writing_losses
+from mm.training.write import WriteTask
 
 Row = Literal["cross-modal attention", "concatenation"]
 ROWS: Final[tuple[Row, ...]] = ("cross-modal attention", "concatenation")
@@ -77,24 +76,6 @@ def train(model: MultimodalModel, kept: Cache, words: Studies, *, steps: int, si
     return (time.process_time() - started) / steps
 
 
-@torch.no_grad()
-def studies_of(model: MultimodalModel, kept: Cache, data: MultimodalData, split: Literal["train", "val"]) -> Studies:
-    """A split with the memory that the model makes of it now."""
-    model.eval()
-    assert model.findings is not None
-    parts: list[Tokens] = []
-    found: list[list[str]] = []
-    with torch.autocast("cpu", torch.bfloat16):
-        for numbers in torch.arange(len(kept)).split(AT_ONCE):
-            encoded = kept.select(numbers, "cpu")
-            head = model.find(encoded)
-            assert head is not None
-            found += [[item.code for item in row if item.present] for row in model.findings.decode(head)]
-            parts.append(model.fuse(encoded, head))
-    memory = Tokens(torch.cat([part.values for part in parts]), torch.cat([part.mask for part in parts]))
-    return Studies(data.words(split), data.tokenizer, memory, detected=truth_table(found))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
@@ -108,18 +89,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    loaded = load(str(options.checkpoint))
-    data = MultimodalData(
-        spec=options.spec,
-        tokenizer=str(options.checkpoint),
-        workers=0,
-        train_studies=options.train_studies,
-        val_studies=options.val_studies,
-        max_words=loaded.preprocessing.max_words,
-        max_text=loaded.preprocessing.max_text,
+    opened, data = open_both(
+        options.checkpoint, spec=options.spec, train=options.train_studies, val=options.val_studies
     )
-    kept = {split: build_cache(loaded.model.eval(), data, split, options.cache) for split in ("train", "val")}
-    words = studies_of(loaded.model, kept["train"], data, "train")
+    kept = {split: build_cache(opened, data, split, options.cache) for split in ("train", "val")}
+    words = remembered(opened, kept["train"], data, "train")
     rows: dict[str, list[dict[str, Any]]] = {row: [] for row in ROWS}
     for seed in range(options.seeds):
         for row in ROWS:
@@ -129,7 +103,7 @@ def main() -> None:
             )
             sizes = {"steps": options.steps, "size": options.batch_size}
             seconds = train(model, kept["train"], words, **sizes, seed=seed, say=f"{row}, seed {seed}")
-            judge = Judge(studies_of(model, kept["val"], data, "val"))
+            judge = Judge(remembered(model, kept["val"], data, "val"))
             assert isinstance(model.decoder, MoEDecoder)
             found = judge(model.decoder) | {"seconds_a_step": seconds, "parameters": learning}
             rows[row].append(found)

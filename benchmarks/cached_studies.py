@@ -17,7 +17,7 @@ from mm.data.spec import Split
 from mm.data.tokenizer import Tokenizer
 from mm.model import MultimodalModel
 from mm.phantom.text import Template, finding_templates, summary_templates
-from mm.training.cache import build
+from mm.training.cache import Cache, build
 from mm.training.checkpoint import load
 
 PRESENT: dict[Language, str] = {"en": "Is there {name}?", "zh": "有{name}吗？"}
@@ -85,6 +85,14 @@ class Studies:
 
 def open_studies(checkpoint: Path, cache: Path, *, spec: str, train: int | None, val: int | None) -> list[Studies]:
     """Training and validation split; computes what the cache lacks."""
+    model, data = open_both(checkpoint, spec=spec, train=train, val=val)
+    return [frozen(model, data, split, cache) for split in ("train", "val")]
+
+
+def open_both(
+    checkpoint: Path, *, spec: str, train: int | None, val: int | None
+) -> tuple[MultimodalModel, MultimodalData]:
+    """A checkpoint's model, put to evaluation, and data as it reads them."""
     loaded = load(str(checkpoint))
     data = MultimodalData(
         spec=spec,
@@ -95,13 +103,18 @@ def open_studies(checkpoint: Path, cache: Path, *, spec: str, train: int | None,
         max_words=loaded.preprocessing.max_words,
         max_text=loaded.preprocessing.max_text,
     )
-    return [frozen(loaded.model.eval(), data, split, cache) for split in ("train", "val")]
+    return loaded.model.eval(), data
+
+
+def frozen(model: MultimodalModel, data: MultimodalData, split: Split, cache: Path) -> Studies:
+    """One split through encoders (from the cache), finding head, fusion and finding tokens."""
+    return remembered(model, build(model, data, split, cache), data, split)
 
 
 @torch.no_grad()
-def frozen(model: MultimodalModel, data: MultimodalData, split: Split, cache: Path) -> Studies:
-    """One split through encoders (from the cache), finding head, fusion and finding tokens."""
-    kept = build(model, data, split, cache)
+def remembered(model: MultimodalModel, kept: Cache, data: MultimodalData, split: Split) -> Studies:
+    """One split with the memory that the model, put to evaluation, makes now of what its encoders said."""
+    model.eval()
     parts: list[Tokens] = []
     found: list[list[str]] = []
     assert model.findings is not None

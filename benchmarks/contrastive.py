@@ -18,8 +18,6 @@ float32 for both.
 
 import argparse
 import copy
-import json
-import os
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -31,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
-from side_by_side import compare, heading
+from side_by_side import compare, heading, keep
 from torch import Tensor, nn
 
 from mm.batch import Padded
@@ -183,10 +181,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             partial(steps[PEER], peer),
             rounds=options.rounds,
         )
-    found = {"torch": torch.__version__, "load": os.getloadavg()[0], "rounds": options.rounds, "lines": result}
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return found
+    return keep(result, rounds=options.rounds, path=options.json)
 
 
 if __name__ == "__main__":

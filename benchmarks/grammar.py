@@ -7,6 +7,7 @@ step on. Logits are random, then those of a decoder that has learnt nothing; jso
 vocabulary is made up: 49,152 ids, as SmolLM2 has.
 """
 
+import argparse
 import json
 import platform
 import random
@@ -119,6 +120,7 @@ def untrained(pieces: list[bytes]) -> dict[str, object]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     assert mm.__file__ is not None
     shipped = Tokenizer.load(Path(mm.__file__).parent / "checkpoints" / "default" / "tokenizer.json")

@@ -3,6 +3,7 @@
 python benchmarks/phantom_speed.py
 """
 
+import argparse
 import json
 import platform
 import tempfile
@@ -34,6 +35,7 @@ def in_memory(inputs: tuple) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     alone, whole = in_memory(("volume",)), in_memory(("volume", "image", "audio", "record"))
     with tempfile.TemporaryDirectory() as folder:

@@ -15,9 +15,7 @@ faiss brings a BLAS of its own that has none; for the argsort, whose products ar
 """
 
 import argparse
-import json
 import math
-import os
 import random
 import re
 import subprocess
@@ -31,7 +29,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from side_by_side import compare, heading
+from side_by_side import compare, heading, keep
 from torch import Tensor
 
 from mm.decoder.onednn import onednn_matmul
@@ -161,11 +159,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name, megabytes in peaks.items():
         print(f"peak memory above inputs, {name}: {megabytes:.1f} MB")
     print(f"ranks exchanged by rounding: {exchanged}")
-    result = {"torch": torch.__version__, "load": os.getloadavg()[0], "rounds": options.rounds, "lines": lines,
-              "peak_mb": peaks, "exchanged_by_rounding": exchanged}  # fmt: skip
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return result
+    more = {"peak_mb": peaks, "exchanged_by_rounding": exchanged}
+    return keep(lines, rounds=options.rounds, path=options.json, **more)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ and float32 for both. The allocator of `mm fit` (`mm.training.allocator`) is the
 
 import argparse
 import copy
-import json
-import os
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.networks.nets.resnet import ResNet
-from side_by_side import compare, heading
+from side_by_side import compare, heading, keep
 from torch import Tensor, nn
 
 from mm.encoders.resnet3d import BLOCKS, Depth, ResNet3D, ResNet3DEncoder
@@ -129,10 +127,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 partial(made[peer], peer_narrow),
                 rounds=options.rounds,
             )
-    result = {"torch": torch.__version__, "load": os.getloadavg()[0], "rounds": options.rounds, "lines": lines}
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return result
+    return keep(lines, rounds=options.rounds, path=options.json)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ Milliseconds are the median of the rounds; ratios the median of each round's own
 slows a round slows both sides.
 """
 
+import json
 import os
 import random
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Step = Callable[[], object]
@@ -49,3 +51,13 @@ def compare(label: str, ours: Step, peer: Step, *, rounds: int, warm: int = 1) -
         "ratio": round(middle, 3),
         "quartiles": [round(low, 3), round(high, 3)],
     }
+
+
+def keep(lines: dict[str, Any], *, rounds: int, path: Path | None, **more: Any) -> dict[str, Any]:
+    """The figures of a run with what they were measured on, written to a file where one is named."""
+    import torch
+
+    found = {"torch": torch.__version__, "load": os.getloadavg()[0], "rounds": rounds, "lines": lines, **more}
+    if path is not None:
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found

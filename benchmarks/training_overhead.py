@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import copy
 import io
-import json
 import logging
 import os
 import statistics
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from side_by_side import keep
 from torch import Tensor
 
 from mm.data.datamodule import Numbered
@@ -168,10 +168,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 lines[f"{recipe}, {workers} workers"] = measure(
                     recipe, size, workers, studies=studies, rounds=options.rounds, folder=Path(scratch)
                 )
-    result = {"torch": torch.__version__, "load": os.getloadavg()[0], "rounds": options.rounds, "lines": lines}
-    if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return result
+    return keep(lines, rounds=options.rounds, path=options.json)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,14 @@ class Padded(Movable):
         """True where a token is real."""
         return torch.arange(self.values.shape[1], device=self.values.device) < self.lengths[:, None]
 
+    def rows(self) -> list[list[int]]:
+        """The ids of each text, without padding."""
+        return [row[:length] for row, length in zip(self.values.tolist(), self.lengths.tolist(), strict=True)]
+
+    def select(self, rows: Int[Tensor, " R"]) -> "Padded":
+        """Some of the texts, as wide as before."""
+        return Padded(self.values[rows], self.lengths[rows])
+
     @classmethod
     def of(cls, rows: list[list[int]]) -> "Padded":
         """Pads lists of ids to the longest."""
@@ -236,6 +244,16 @@ class Writing(Movable):
     prompt: Padded
     target: Padded | None
     asked: Padded | None = None
+
+    def select(self, rows: Int[Tensor, " R"]) -> "Writing":
+        """Some of the rows; they stay with their studies."""
+        return Writing(
+            self.study[rows],
+            Slots(*(getattr(self.slots, item.name)[rows] for item in fields(Slots))),
+            self.prompt.select(rows),
+            None if self.target is None else self.target.select(rows),
+            None if self.asked is None else self.asked.select(rows),
+        )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import yaml
 
-from mm.dicom.errors import DicomError
+from mm.dicom.errors import RefusedError
 
-USER_ERRORS: Final = (ValueError, OSError, ImportError, DicomError, yaml.YAMLError, csv.Error)
+USER_ERRORS: Final = (ValueError, OSError, ImportError, RefusedError, yaml.YAMLError, csv.Error)
 """What a verb ends with where its input, its configuration or its machine is at fault; all else is our own bug."""
 LONGEST: Final = 600
 

@@ -1,5 +1,6 @@
 """The benchmarks against peers run to their end; what their figures say is another matter."""
 
+import ast
 import importlib
 import json
 from pathlib import Path
@@ -40,3 +41,18 @@ def test_a_ratio_is_that_of_the_rounds(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert (found["ours_ms"], found["peer_ms"], found["ratio"]) == (1.0, 4.0, 4.0)
     assert found["quartiles"] == [4.0, 4.0]
     assert "a line" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=lambda file: file.stem)
+def test_what_a_script_takes_from_us_is_there(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] == "mm":
+            names = {alias.name for alias in node.names} - set(dir(importlib.import_module(node.module)))
+            folder = ROOT.parent / node.module.replace(".", "/")
+            assert all((folder / f"{name}.py").is_file() for name in names), names
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("*.py")), ids=lambda file: file.stem)
+def test_a_script_says_what_it_takes(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert ("__main__" in text) == ("ArgumentParser(" in text)

@@ -6,7 +6,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mm import trust
 from mm.data.spec import load_spec
-from mm.trust import restrict_imports
+from mm.trust import check_class, restrict_imports
 
 
 class Base:
@@ -39,3 +39,15 @@ def test_what_the_user_trusts_stays_trusted(parser: ArgumentParser) -> None:
 def test_a_path_is_no_package() -> None:
     with pytest.raises(ValueError, match="takes the import name of a package"):
         restrict_imports(["../evil"])
+
+
+@pytest.mark.parametrize("named", ["Known", "torch.nn.Linear", "mine.part.Stage"])
+def test_what_is_known_or_trusted_may_be_named(named: str) -> None:
+    check_class(named, {"Known"}, ["mine.other"], where="a.yaml: stage 1")
+
+
+def test_what_is_neither_is_told_with_its_place() -> None:
+    with pytest.raises(ValueError, match=r"a\.yaml: stage 1: unknown class 'Knwon'; accepted: Known, Other"):
+        check_class("Knwon", {"Other", "Known"}, ["mine"], where="a.yaml: stage 1")
+    with pytest.raises(ValueError, match=r"a\.yaml names the class 'os\.system'; only classes of mm.*--trust"):
+        check_class("os.system", {"Known"}, ["mine"], where="a.yaml")

@@ -19,6 +19,7 @@ from mm.data.text_vocabulary import TextVocabulary, read_content
 
 if TYPE_CHECKING:
     import tokenizers
+    from tokenizers import models
 
 
 __all__ = [
@@ -41,6 +42,11 @@ _BYTES: Final = {chr(byte): byte for byte in _PRINTED} | {
 }
 _TEXTS: Final = "texts"
 """Where a file of ours keeps the vocabulary of a pretrained text tower; the BPE library knows no such key."""
+_UNSET: Final = (
+    "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
+    "ignore_merges",
+)  # fmt: skip
+"""Options of the library's BPE that ours has none of."""
 _PLACEHOLDER: Final = re.compile("(" + "|".join(PLACEHOLDERS) + ")")
 
 
@@ -164,7 +170,7 @@ class Tokenizer:
         Raises:
             ValueError: The file is no such vocabulary.
         """
-        import tokenizers
+        from tokenizers import models
 
         path = Path(path)
         if path.stat().st_size > LARGEST_FILE:
@@ -178,7 +184,6 @@ class Tokenizer:
         try:
             if isinstance(content, dict) and _TEXTS in content:
                 texts = read_content(content.pop(_TEXTS))
-                text = json.dumps(content, ensure_ascii=False)
         except ValueError as error:
             raise ValueError(
                 f"tokenizer: {path.name} is not a vocabulary written by `mm tokenizer`: {error}"
@@ -187,14 +192,11 @@ class Tokenizer:
             foreign = read_sealed(content, path.name)
             return cls(foreign.backend, texts, foreign=foreign)
         wrong = _flaw(content)
-        if wrong is None:
-            try:
-                return cls(tokenizers.Tokenizer.from_str(text), texts)
-            except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
-                wrong = str(error)
-        raise ValueError(
-            f"tokenizer: {path.name} is not a vocabulary written by `mm tokenizer`: {' '.join(wrong.split())}"
-        )
+        if wrong is not None:
+            raise ValueError(f"tokenizer: {path.name} is not a vocabulary written by `mm tokenizer`: {wrong}")
+        model = content["model"]
+        merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+        return cls(_bytewise(models.BPE(vocab=model["vocab"], merges=merges)), texts)
 
 
 def import_tokenizer(source: str, texts: TextVocabulary | None = None) -> Tokenizer:
@@ -215,7 +217,8 @@ def _flaw(content: object) -> str | None:
     """What a vocabulary of ours can't be; None where nothing is wrong.
 
     A foreign file could split texts by a pattern of its own, match added tokens in plain text and so let users
-    write specials, or name merges that the library doesn't survive.
+    write specials, or name merges that the library doesn't survive. What passes, the library takes: it would raise
+    nothing narrower than Exception.
     """
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         return "no JSON object with a model"
@@ -227,16 +230,23 @@ def _flaw(content: object) -> str | None:
     for name in ("pre_tokenizer", "decoder"):
         if not isinstance(content.get(name), dict) or content[name].get("type") != "ByteLevel":
             return f"its {name} is not ByteLevel"
+    if content["pre_tokenizer"].get("add_prefix_space") or content["pre_tokenizer"].get("use_regex") is False:
+        return "its pre_tokenizer splits in another way"
     model = content["model"]
     vocab, merges = model.get("vocab"), model.get("merges")
+    for name in _UNSET:
+        if model.get(name):
+            return f"its model has a {name}"
     if model.get("type") != "BPE" or not isinstance(vocab, dict) or not isinstance(merges, list):
         return "its model is not BPE with vocab and merges"
-    if sorted(map(str, vocab.values())) != sorted(map(str, range(len(vocab)))):
+    if any(type(index) is not int for index in vocab.values()) or sorted(vocab.values()) != [*range(len(vocab))]:
         return "its ids are not 0, 1, 2 and so on"
+    if any("\ud800" <= letter <= "\udfff" for piece in vocab for letter in piece):
+        return "a token is half a character"
     for merge in merges:
         parts = merge.split(" ") if isinstance(merge, str) else merge
         known = isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)
-        if not known or any(part not in vocab for part in (*parts, "".join(parts))):
+        if not known or "" in parts or any(part not in vocab for part in (*parts, "".join(parts))):
             return "a merge joins what is not in its vocabulary"
     return None
 
@@ -251,14 +261,11 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     Raises:
         ValueError: `vocab_size` has no room for the specials and the bytes.
     """
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, pre_tokenizers, trainers
 
     if vocab_size < MIN_VOCAB_SIZE:
         raise ValueError(f"vocab_size must be at least {MIN_VOCAB_SIZE} (specials and bytes), got {vocab_size}")
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+    backend = _bytewise(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - NUM_SPECIALS,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -267,3 +274,14 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     parts = (part for text in texts for part in _PLACEHOLDER.split(text) if part and part not in PLACEHOLDERS)
     backend.train_from_iterator(parts, trainer)
     return Tokenizer(backend)
+
+
+def _bytewise(model: "models.BPE") -> "tokenizers.Tokenizer":
+    """A vocabulary of ours: texts are split into words as GPT-2 does, and words into bytes."""
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers
+
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend

@@ -4,7 +4,8 @@ Neither the message nor the place holds anything a patient could be known by: no
 and no paths, only what is wrong and where in the stack.
 """
 
-from typing import Final, Literal, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, get_args
 
 Reason = Literal[
     # of one file
@@ -112,18 +113,30 @@ REASONS: Final[dict[Reason, str]] = {
 assert set(REASONS) == set(get_args(Reason))
 
 
-class DicomError(Exception):
-    """A file, series or study that isn't read.
+Code = TypeVar("Code", bound=str)
+
+
+class RefusedError(Exception, Generic[Code]):
+    """Something that isn't read or written, whatever its format.
 
     Attributes:
-        reason: Stable code; `REASONS` has its meaning.
+        reasons: The meaning of each code.
+        reason: Stable code.
         place: Where ("between slice 12 and 13"), counted along the normal from 1, or "".
     """
 
-    def __init__(self, reason: Reason, place: str = "") -> None:
-        self.reason: Reason = reason
+    reasons: ClassVar[Mapping[Any, str]]
+
+    def __init__(self, reason: Code, place: str = "") -> None:
+        self.reason: Code = reason
         self.place = place
-        super().__init__(f"{reason}: {REASONS[reason]}" + (f" ({place})" if place else ""))
+        super().__init__(f"{reason}: {self.reasons[reason]}" + (f" ({place})" if place else ""))
+
+
+class DicomError(RefusedError[Reason]):
+    """A file, series or study that isn't read."""
+
+    reasons = REASONS
 
 
 class FileError(DicomError):

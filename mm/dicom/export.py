@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mm.dicom.errors import REASONS, DicomError, Reason
+from mm.dicom.errors import REASONS, Reason, RefusedError
 from mm.dicom.listing import SILENT
-from mm.dicom.nifti import NiftiError, load_nibabel, write_nifti
+from mm.dicom.nifti import load_nibabel, write_nifti
 from mm.dicom.scan import Scan, Series, scan
 from mm.dicom.volume import read_volume
 
@@ -104,7 +104,7 @@ def _export(series: Series, out: Path, *, row: int, study: int) -> Written | Ref
     try:
         volume = read_volume(series)
         dtype = write_nifti(volume, out / name)
-    except (DicomError, NiftiError) as error:
+    except RefusedError as error:
         return Refused(row, study, modality, error.reason, str(error), series.kind in VOLUMES)
     except (ValueError, MemoryError) as error:  # an affine of no extent, or too large for this machine
         kind = type(error).__name__

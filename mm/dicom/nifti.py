@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Float32, Int16
 
+from mm.dicom.errors import RefusedError
 from mm.dicom.volume import MAX_VOXELS, Volume
 from mm.files import write_atomically
 
@@ -64,16 +65,10 @@ NIFTI_REASONS: Final[dict[NiftiReason, str]] = {
 assert set(NIFTI_REASONS) == set(get_args(NiftiReason))
 
 
-class NiftiError(ValueError):
-    """A file or volume that isn't read from or written to NIfTI. Its message holds no path and no text of the file.
+class NiftiError(RefusedError[NiftiReason]):
+    """A file or volume that isn't read from or written to NIfTI. Its message holds no path and no text of the file."""
 
-    Attributes:
-        reason: Stable code; `NIFTI_REASONS` has its meaning.
-    """
-
-    def __init__(self, reason: NiftiReason, place: str = "") -> None:
-        self.reason: NiftiReason = reason
-        super().__init__(f"{reason}: {NIFTI_REASONS[reason]}" + (f" ({place})" if place else ""))
+    reasons = NIFTI_REASONS
 
 
 def load_nibabel() -> ModuleType:

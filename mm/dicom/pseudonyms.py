@@ -16,23 +16,36 @@ PATIENT_DIGITS: Final = 16
 MOST_DAYS: Final = 3650
 
 
-class Pseudonyms:
+class Secret:
     """HMAC-SHA256 under one secret: the same secret gives the same pseudonyms, in every run and for every file."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
+    def digest(self, text: str) -> bytes:
+        """The 32 bytes that follow from a text; without the secret they can't be guessed."""
+        return hmac.new(self._secret, text.encode(), hashlib.sha256).digest()
+
+
+def made_uid(number: bytes) -> str:
+    """A valid UID of 16 bytes: 2.25 and their number (PS3.5 section B.2)."""
+    return f"2.25.{int.from_bytes(number, 'big')}"
+
+
+class Pseudonyms(Secret):
+    """What stands in a de-identified copy for each thing that tells who a patient is."""
+
     def patient(self, identity: str) -> str:
         """16 hex digits that stand for a PatientID."""
-        return self._digest("patient", identity).hex()[:PATIENT_DIGITS].upper()
+        return self.digest(f"patient/{identity}").hex()[:PATIENT_DIGITS].upper()
 
     def uid(self, uid: str) -> str:
-        """A UID made of a UUID (PS3.5 section B.2) that stands for any other one."""
-        return f"2.25.{uuid.UUID(bytes=self._digest('uid', uid)[:16], version=4).int}"
+        """A UID made of a UUID that stands for any other one."""
+        return made_uid(uuid.UUID(bytes=self.digest(f"uid/{uid}")[:16], version=4).bytes)
 
     def days(self, identity: str) -> int:
         """By how many days a patient's dates go back: 1 to 3650, the same for all of one patient."""
-        return 1 + int.from_bytes(self._digest("days", identity)[:8], "big") % MOST_DAYS
+        return 1 + int.from_bytes(self.digest(f"days/{identity}")[:8], "big") % MOST_DAYS
 
     def shifted(self, text: str, identity: str) -> str | None:
         """A DA or DT (PS3.5 section 6.2) that many days earlier, or None where it begins with no date.
@@ -47,9 +60,6 @@ class Pseudonyms:
         if not re.fullmatch(r"\d{8}(\d{2,6}(\.\d{1,6})?)?", digits + rest, re.ASCII):
             return None
         return f"{day.year:04d}{day:%m%d}{rest}"
-
-    def _digest(self, kind: str, text: str) -> bytes:
-        return hmac.new(self._secret, f"{kind}/{text}".encode(), hashlib.sha256).digest()
 
 
 def open_secret(path: Path, *, otherwise: str) -> bytes:

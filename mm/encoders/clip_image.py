@@ -17,7 +17,7 @@ from mm.batch import Tokens
 from mm.encoders.base import ImageEncoder
 from mm.encoders.clip import architecture as read_architecture
 from mm.encoders.clip import tower
-from mm.encoders.shared import all_valid
+from mm.encoders.shared import all_valid, pooled
 
 
 class ClipImageEncoder(ImageEncoder):
@@ -97,8 +97,7 @@ class ClipImageEncoder(ImageEncoder):
 
     def tokens(self, grid: Float[Tensor, "N D y x"]) -> Tokens:
         """Tokens pooled from patches, row by row, without the embedding."""
-        values = F.adaptive_avg_pool2d(grid, self.token_grid or (1, 1)).flatten(2).transpose(1, 2)
-        return Tokens(values, all_valid(values))
+        return pooled(grid, self.token_grid or (1, 1))
 
     def sealed(self) -> dict[str, Any]:
         """Arguments that make the same tower without the file or folder."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mm.batch import Tokens
 from mm.encoders.base import ImageEncoder
-from mm.encoders.shared import all_valid
+from mm.encoders.shared import pooled
 from mm.encoders.weights import fill, read_weights
 
 
@@ -116,8 +116,7 @@ class TimmEncoder(ImageEncoder):
 
     def tokens(self, grid: Float[Tensor, "N D y x"]) -> Tokens:
         """Tokens pooled from the feature map, row by row."""
-        values = F.adaptive_avg_pool2d(grid, self.token_grid).flatten(2).transpose(1, 2)
-        return Tokens(values, all_valid(values))
+        return pooled(grid, self.token_grid)
 
     def sealed(self) -> dict[str, Any]:
         """Arguments that make the same network without the file."""

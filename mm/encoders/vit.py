@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mm.batch import Tokens
 from mm.encoders.base import ImageEncoder
-from mm.encoders.shared import all_valid
+from mm.encoders.shared import pooled
 
 LOCAL = 9
 """Pixels across which local contrast is taken: 13 mm, as wide as a rib."""
@@ -137,8 +137,7 @@ class ViTEncoder(ImageEncoder):
 
     def tokens(self, grid: Float[Tensor, "N D y x"]) -> Tokens:
         """Tokens pooled from patch features, row by row."""
-        values = F.adaptive_avg_pool2d(grid, self.token_grid).flatten(2).transpose(1, 2)
-        return Tokens(values, all_valid(values))
+        return pooled(grid, self.token_grid)
 
 
 def _convolution(before: int, after: int, *, stride: int) -> list[nn.Module]:

@@ -21,7 +21,7 @@ from mm.errors import one_line, read_yaml
 from mm.evaluation.items import Against, Items, compare, read_items
 from mm.evaluation.plots import Confusion, plot_bars, plot_confusion
 from mm.training.checkpoint import Loaded, find, read_seal
-from mm.trust import TRUSTED, restrict_imports
+from mm.trust import check_class, restrict_imports
 
 Item = TypeVar("Item")
 EXTRA: Final = ("matplotlib", "sacrebleu", "sklearn")
@@ -180,12 +180,8 @@ def build(path: Path, *, overrides: Sequence[str] = (), trust: Sequence[str] = (
     if not isinstance(entry, dict) or not isinstance(entry.get("class_path"), str):
         raise ValueError(f"{path.name}: evaluation takes class_path and init_args")
     class_path = entry["class_path"]
-    known = sorted(made.__name__ for made in Evaluation.__subclasses__() if made.__module__.startswith("mm."))
-    package = class_path.split(".")[0]
-    if "." not in class_path and class_path not in known:
-        raise ValueError(f"{path.name}: unknown class {class_path!r}; accepted: {', '.join(known)}")
-    if "." in class_path and package not in {*TRUSTED, *(item.split(".")[0] for item in trust)}:
-        raise ValueError(f"{path.name}: class {class_path!r} is outside the allowlist; name its package with --trust")
+    known = {made.__name__ for made in Evaluation.__subclasses__() if made.__module__.startswith("mm.")}
+    check_class(class_path, known, trust, where=path.name)
     arguments = dict(entry.get("init_args") or {})
     for override in overrides:
         key, separator, value = override.partition("=")

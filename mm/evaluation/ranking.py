@@ -1,9 +1,8 @@
 """Rank, average precision and nDCG of every query, in tiles: 25,000 x 25,000 needs less than 64 MB besides its inputs.
 
-What matches is said by numbers, not by a table of all pairs: by the items of each query (`rank_matches`), or by groups,
-where item m is a match of query n if theirs are equal (`rank_all`). Groups by number are strict pairs; groups by text
-(`text_groups`) forgive duplicates. Scores of matches are read from the product they are compared with: a second product
-may round otherwise, and a perfect model then loses to itself.
+What matches is said by the numbers of the items of each query, not by a table of all pairs. Items by their own numbers
+are strict pairs; items whose texts are of one group (`text_groups`) forgive duplicates. Scores of matches are read from
+the product they are compared with: a second product may round otherwise, and a perfect model then loses to itself.
 """
 
 from collections.abc import Sequence
@@ -47,11 +46,10 @@ def text_groups(texts: Sequence[str]) -> Int[np.ndarray, " N"]:
     return np.array([ids.setdefault(fold(text), len(ids)) for text in texts], dtype=np.int64)
 
 
-def rank_all(
+def rank_matches(
     queries: Float[Tensor, "N D"],
     items: Float[Tensor, "M D"],
-    query_groups: Int[np.ndarray, " N"],
-    item_groups: Int[np.ndarray, " M"],
+    matches: Sequence[Int[np.ndarray, " _"]],
     *,
     depth: int | None = None,
 ) -> Ranking:
@@ -60,31 +58,12 @@ def rank_all(
     Args:
         queries: On the CPU.
         items: On the CPU.
-        query_groups: What matches a query: the items of the same group.
-        item_groups: The group of each item.
+        matches: Of each query among the items, each once.
         depth: nDCG counts the first so many places; None counts all.
 
     Raises:
         ValueError: An embedding isn't finite (nothing is ahead of NaN, so it would score as perfect), or a query has
             no match.
-    """
-    by_group = np.argsort(item_groups, kind="stable")
-    first, last = (np.searchsorted(item_groups, query_groups, side, sorter=by_group) for side in ("left", "right"))
-    spans = zip(first, last, strict=True)
-    return rank_matches(queries, items, [by_group[start:end] for start, end in spans], depth=depth)
-
-
-def rank_matches(
-    queries: Float[Tensor, "N D"],
-    items: Float[Tensor, "M D"],
-    matches: Sequence[Int[np.ndarray, " _"]],
-    *,
-    depth: int | None = None,
-) -> Ranking:
-    """`rank_all` where each query names its matches among the items, each once.
-
-    Raises:
-        ValueError: See `rank_all`.
     """
     check_finite(queries=queries, items=items)
     alone = sum(not len(chosen) for chosen in matches)

@@ -3,18 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mm.evaluation.balanced import wilson
 from mm.evaluation.bootstrap import Score
-
-_TILE_SCORES: Final = 1 << 19
-"""Scores held at a time, with a masked copy and a few truth values each."""
 
 
 @dataclass(frozen=True)
@@ -38,44 +34,6 @@ class Retrieval:
         hits = {k: int((ranks <= k).sum()) for k in (1, 5, 10)}
         ten = Score(hits[10] / len(ranks), *wilson(hits[10], len(ranks)))
         return cls(hits[1] / len(ranks), hits[5] / len(ranks), ten, ranks.double().median().item(), chance_at_10)
-
-
-def ranks(
-    queries: Float[Tensor, "N D"],
-    items: Float[Tensor, "M D"],
-    positive: Bool[Tensor, "N M"] | None = None,
-    *,
-    tile: int | None = None,
-) -> Int[Tensor, " N"]:
-    """The rank of the best match of every query among all items, which may be more than the queries.
-
-    Item n is the match of query n; `positive` may name more (texts that are equal). The score of a match is
-    read from the same product as the scores it is compared with: a second product may round otherwise, and a
-    perfect model would then lose to itself. An item that ties with the match counts half a place ahead,
-    rounded up, so that constant embeddings score chance. Products are made `tile` queries at a time, by default
-    so many that 25,000 x 25,000 needs less than 64 MB besides its inputs.
-
-    Raises:
-        ValueError: An embedding isn't finite: nothing is ahead of NaN, so it would score as perfect.
-    """
-    check_finite(queries=queries, items=items)
-    num_items = len(items)
-    result = torch.empty(len(queries), dtype=torch.long)
-    tile = max(1, _TILE_SCORES // num_items) if tile is None else tile
-    for start in range(0, len(queries), tile):
-        scores = queries[start : start + tile] @ items.T
-        if positive is None:
-            rows = torch.arange(len(scores))
-            match = torch.zeros(scores.shape, dtype=torch.bool)
-            match[rows, rows + start] = True
-        else:
-            match = positive[start : start + tile]
-        best = scores.masked_fill(~match, -torch.inf).amax(dim=1, keepdim=True)
-        others = ~match
-        ahead = ((scores > best) & others).sum(dim=1)
-        ties = ((scores == best) & others).sum(dim=1)
-        result[start : start + tile] = 1 + ahead + (ties + 1) // 2
-    return result
 
 
 def check_finite(**embeddings: Float[Tensor, "_ D"]) -> None:

@@ -17,7 +17,7 @@ import mm.pipeline.write  # the three imports make the short names known
 from mm.errors import one_line, read_yaml
 from mm.pipeline.generate import GenerateReport
 from mm.pipeline.stage import Pipeline, Stage, Writer
-from mm.trust import TRUSTED, restrict_imports
+from mm.trust import check_class, restrict_imports
 
 KEYS: Final = ("stages", "writers")
 
@@ -93,16 +93,9 @@ class _Entry:
     def check(self, where: str, base: type, trust: Sequence[str]) -> None:
         """Says in the user's words what jsonargparse would say in its own."""
         known = {made.__name__: made for made in _subclasses(base) if made.__module__.startswith("mm.")}
-        if "." in self.class_path:
-            package = self.class_path.split(".", maxsplit=1)[0]
-            if package not in {*TRUSTED, *(name.split(".")[0] for name in trust)}:
-                raise ValueError(
-                    f"{where} names the class {self.class_path!r}; only classes of mm, and of packages named with"
-                    " --trust on the command line, are accepted"
-                )
-            return
+        check_class(self.class_path, known, trust, where=where)
         if self.class_path not in known:
-            raise ValueError(f"{where}: unknown class {self.class_path!r}; accepted: {', '.join(sorted(known))}")
+            return
         accepted = list(inspect.signature(known[self.class_path]).parameters)
         for option in self.options:
             if option not in accepted:

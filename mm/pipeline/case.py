@@ -18,7 +18,7 @@ from mm.dicom.errors import DicomError
 from mm.dicom.resample import Grid
 from mm.dicom.scan import Study
 from mm.dicom.volume import Image, Volume
-from mm.pipeline.pseudonym import Pseudonyms
+from mm.pipeline.keys import Keys
 from mm.report.evidence import Stack
 from mm.report.schema import INPUTS, InputName, InputUsed, Report, SeriesUsed
 
@@ -82,14 +82,14 @@ class Source:
         priors: Most recent first.
         folders: Where `record.json` and `sound_<site>.wav` may lie: folders that hold this study alone.
         row: What `--context` says, or None.
-        pseudonyms: Turns identifiers into what a report may show.
+        keys: Turns identifiers into what a report may show.
     """
 
     study: Study
     priors: tuple[PriorSource, ...]
     folders: tuple[Path, ...]
     row: ContextRow | None
-    pseudonyms: Pseudonyms
+    keys: Keys
 
 
 @dataclass(frozen=True)

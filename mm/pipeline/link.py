@@ -13,12 +13,12 @@ from mm.dicom.scan import Scan, Study
 from mm.files import file_digest
 from mm.pipeline.attached import record_file, sound_files
 from mm.pipeline.case import ContextRow, PriorSource, Source
-from mm.pipeline.pseudonym import Pseudonyms
+from mm.pipeline.keys import Keys
 
 logger = logging.getLogger(__name__)
 
 
-def link(found: Scan, rows: Mapping[str, ContextRow], pseudonyms: Pseudonyms, directory: Path) -> dict[str, Source]:
+def link(found: Scan, rows: Mapping[str, ContextRow], keys: Keys, directory: Path) -> dict[str, Source]:
     """The source of every study, by StudyInstanceUID, in the order of the UIDs.
 
     Earlier studies of the same PatientID are priors, the most recent first; a study without PatientID or date
@@ -43,7 +43,7 @@ def link(found: Scan, rows: Mapping[str, ContextRow], pseudonyms: Pseudonyms, di
                 logger.warning("--context: %d priors of a study are not used: not made before it", late)
         else:
             earlier = patients.get(study.patient_id, [])
-        sources[uid] = Source(study, _priors(study, earlier), beside[uid], row, pseudonyms)
+        sources[uid] = Source(study, _priors(study, earlier), beside[uid], row, keys)
     return sources
 
 
@@ -170,4 +170,4 @@ def fingerprint(source: Source, *, checkpoint: str, pipeline: str, version: str,
         "pipeline": pipeline,
         "version": version,
     }
-    return source.pseudonyms.digest(json.dumps(content, sort_keys=True))
+    return source.keys.digest(json.dumps(content, sort_keys=True)).hex()

@@ -85,7 +85,7 @@ class LoadVolume(LoadStage):
             quality = _passed(volume_quality(series, volume), self.quality)
         except DicomError as error:
             return inputs.lack("volume", error)
-        shown = replace(volume, sop_instance_uids=tuple(map(source.pseudonyms.instance, volume.sop_instance_uids)))
+        shown = replace(volume, sop_instance_uids=tuple(map(source.keys.instance, volume.sop_instance_uids)))
         loaded = LoadedVolume(resample(shown, sealed.grid), 0, Stack.of(shown))
         return replace(
             inputs, volumes=(loaded,), series=(*inputs.series, _facts(series, volume, quality, role="volume", days=0))
@@ -176,7 +176,7 @@ class LoadImage(LoadStage):
             quality = _passed(image_quality(series, index), self.quality)
         except DicomError as error:
             return inputs.lack("image", error)
-        image = replace(image, sop_instance_uid=source.pseudonyms.instance(image.sop_instance_uid))
+        image = replace(image, sop_instance_uid=source.keys.instance(image.sop_instance_uid))
         spacing = None if image.spacing_mm is None else tuple(round(step, 4) for step in image.spacing_mm)
         facts = SeriesUsed("image", series.modality, 1, spacing, series.manufacturer, "arbitrary", quality=quality)
         loaded = LoadedImage(image, fit_image(image, sealed.image_size))

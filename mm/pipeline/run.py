@@ -17,10 +17,10 @@ from mm.pipeline.build import Built, build_pipeline
 from mm.pipeline.case import Case, ContextRow, Failure, Source
 from mm.pipeline.choose import of_chest
 from mm.pipeline.context import read_context
+from mm.pipeline.keys import KeyMap, Keys, open_private
 from mm.pipeline.ledger import Ledger, Line, open_ledger
 from mm.pipeline.link import Digests, fingerprint, link, refused_studies
 from mm.pipeline.progress import Tell, progress
-from mm.pipeline.pseudonym import KeyMap, Pseudonyms, open_private
 
 logger = logging.getLogger(__name__)
 
@@ -85,18 +85,18 @@ def run_report(
     _warn_of_unused(rows, built)
     out.mkdir(parents=True, exist_ok=True)
     with open_ledger(out) as ledger, progress(stream or sys.stdout, len(eligible) + len(refused)) as tell:
-        pseudonyms, key_map = open_private(out)  # behind the lock: two runs must not make two secrets
+        keys, key_map = open_private(out)  # behind the lock: two runs must not make two secrets
         run = _Run(built, ledger, key_map, tell)
         key_map.add("study", [*(study.study_instance_uid for study in found.studies), *refused])
-        sources = link(found, rows, pseudonyms, directory)
+        sources = link(found, rows, keys, directory)
         for uid, source in sources.items():
             if uid not in eligible:
                 pictures = [series for series in source.study.series if series.kind in {"volume", "image"}]
                 elsewhere = bool(pictures) and not any(of_chest(series) for series in pictures)
                 reason = "other_body_part" if elsewhere else "no_eligible_series"
-                run.close(Line(pseudonyms.study(uid), "skipped", reason))
+                run.close(Line(keys.study(uid), "skipped", reason))
         for uid, why in refused.items():
-            run.fail(pseudonyms, uid, Failure(why, ""))
+            run.fail(keys, uid, Failure(why, ""))
         todo = [source for uid, source in sources.items() if uid in eligible]
         size = built.generate.batch_size
         for start in range(0, len(todo), size):
@@ -123,7 +123,7 @@ class _Run:
         again.
         """
         start = time.perf_counter()
-        cases = [Case(item, item.pseudonyms.study(item.study.study_instance_uid), self._sealed) for item in sources]
+        cases = [Case(item, item.keys.study(item.study.study_instance_uid), self._sealed) for item in sources]
         prints: dict[str, str] = {}
 
         def read_prints(part: list[Case]) -> list[Case]:
@@ -160,9 +160,9 @@ class _Run:
                 print_ = prints.get(case.study) if case.failure.lasting else None
                 self._failed(_line(case.study, case.failure, seconds, print_))
 
-    def fail(self, pseudonyms: Pseudonyms, uid: str, failure: Failure) -> None:
+    def fail(self, keys: Keys, uid: str, failure: Failure) -> None:
         """A study that never became a case."""
-        self._failed(_line(pseudonyms.study(uid), failure, 0.0, None))
+        self._failed(_line(keys.study(uid), failure, 0.0, None))
 
     def close(self, line: Line, *, fresh: bool = True) -> None:
         """Accounts for a study."""
@@ -192,7 +192,7 @@ class _Run:
         assert case.result is not None, "Pipeline makes sure that a stage provides 'report'"
         shown = {item.sop_instance_uid for item in case.result.findings}
         uids = (item.sop_instance_uid for series in case.source.study.series for item in series.instances)
-        self.key_map.add("instance", [uid for uid in uids if case.source.pseudonyms.instance(uid) in shown])
+        self.key_map.add("instance", [uid for uid in uids if case.source.keys.instance(uid) in shown])
         self.ledger.place(case.result, prints[case.study], self.built.pipeline.writers)
         return replace(case, result=None)
 

@@ -147,10 +147,9 @@ class AlignTask(CachedTask):
             if len(rows) < 2:
                 continue
             same = None if partners.same is None else partners.same[rows]
-            ids = Padded(partners.ids.values[rows], partners.ids.lengths[rows])
             return self.model.fusion.matching_loss(
                 select(tokens, rows),
-                self.words(self.model, ids),
+                self.words(self.model, partners.ids.select(rows)),
                 similarity=self.model.logit_scale() * embeddings[source][rows] @ text[rows].T,
                 same=None if same is None else same[:, None] == same,
             )

@@ -5,13 +5,14 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from mm.answer_words import normalise
 from mm.batch import Padded, Sample, Tokens, Writing
 from mm.data.collate import collate
 from mm.data.datamodule import MultimodalData
 from mm.encoded import Encoded
+from mm.training.text_memory import TextMemory
 from mm.training.write import WriteTask
 
 log = logging.getLogger(__name__)
@@ -40,24 +41,15 @@ class AnswerTask(WriteTask):
         super().__init__(**kwargs)
         if self.model.answers is None:
             raise ValueError("the answer stage needs a model with `answers`")
-        self._said: dict[tuple[int, ...], Tensor] = {}
+        still = not any(part.split(".")[0] == "text" for part in self.learning)
+        self.memory = TextMemory() if still else None
 
     def remembered(self, encoded: Encoded, writing: Writing) -> tuple[Tokens, Int[Tensor, " M"]]:
-        """As the model has it; the frozen text tower reads each question once a run."""
-        return self.model.remember(encoded, writing, said=None if writing.asked is None else self._read(writing.asked))
-
-    def _read(self, asked: Padded) -> Tokens | None:
-        text = self.model.text
-        if text is None or "text" in {name.split(".")[0] for name in self.learning}:
-            return None
-        keys = [tuple(row[:size]) for row, size in zip(asked.values.tolist(), asked.lengths.tolist(), strict=True)]
-        new = list(dict.fromkeys(key for key in keys if key not in self._said))
-        if new:
-            with torch.no_grad():
-                tokens = text.tokens(Padded.of([list(key) for key in new]).to(asked.values.device))
-            self._said |= {key: row[: len(key)] for key, row in zip(new, tokens.values, strict=True)}
-        values = nn.utils.rnn.pad_sequence([self._said[key] for key in keys], batch_first=True)
-        return Tokens(values, asked.mask[:, : values.shape[1]])
+        """As the model has it; a frozen text tower reads each question once a run."""
+        text, said = self.model.text, None
+        if self.memory is not None and text is not None and writing.asked is not None:
+            said = self.memory.tokens(text, writing.asked)
+        return self.model.remember(encoded, writing, said=said)
 
     def seal(self) -> None:
         """Fits the head."""

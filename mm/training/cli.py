@@ -10,7 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, Namespace
+import yaml
+from jsonargparse import ArgumentError, Namespace, get_loader, set_loader
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 TASKS = (FindingsTask, HistoryTask, AlignTask, WriteTask, AnswerTask, JointTask)
 """Named in YAML by class name alone, because they are imported here."""
 VERBS = ("fit", "validate", "test", "predict")
+_LOAD = get_loader("yaml")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -70,6 +72,11 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"mm {arguments[0] if arguments else ''}: {said}\n")
         return 2
     return 0
+
+
+def _read_word(text: str) -> Any:
+    """YAML, and Python's word for null: on its way to a class within a class the parser writes `null` so."""
+    return None if text == "None" else _LOAD(text)
 
 
 def _quieten() -> None:
@@ -115,6 +122,7 @@ class TrainingCLI(LightningCLI):
     @classmethod
     def make(cls, words: list[str]) -> "TrainingCLI":
         """Parses the words and makes trainer, task and data."""
+        set_loader("yaml", _read_word, exceptions=(yaml.YAMLError,))
         strict: dict[str, Any] = {"allow_abbrev": False, "exit_on_error": False}
         return cls(
             Task,

@@ -165,12 +165,8 @@ def first_answers(batch: Batch) -> Padded:
     if writing is not None and writing.target is not None:
         device = writing.study.device
         asked = (writing.slots.kind == SLOT_KINDS.index("answer")).tolist()
-        prompts, targets = (_rows(item) for item in (writing.prompt, writing.target))
-        for study, is_asked, prompt, target in zip(writing.study.tolist(), asked, prompts, targets, strict=True):
+        texts = zip(writing.prompt.rows(), writing.target.rows(), strict=True)
+        for study, is_asked, (prompt, target) in zip(writing.study.tolist(), asked, texts, strict=True):
             if is_asked and not rows[study]:
                 rows[study] = [*(item for item in prompt if item >= NUM_SPECIAL), *target]
     return Padded.of(rows).to(device)
-
-
-def _rows(text: Padded) -> list[list[int]]:
-    return [row[:length] for row, length in zip(text.values.tolist(), text.lengths.tolist(), strict=True)]

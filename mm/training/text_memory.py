@@ -1,16 +1,17 @@
 """Texts through a text tower: those of about one length together, and those of a frozen tower once for all."""
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from mm.batch import Padded
+from mm.batch import Padded, Tokens
 from mm.encoders.base import TextTower
 
-MOST: Final = 200_000
-"""Texts that are kept, some 300 MB at a width of 384; what comes behind them is made anew each time."""
+MOST: Final = 80_000_000
+"""Numbers that are kept, some 300 MB; what comes behind them is made anew each time."""
 AT_ONCE: Final = 64
 """Texts that the tower sees together."""
 
@@ -31,25 +32,45 @@ def by_length(tower: TextTower, text: Padded) -> Float[Tensor, "M D"]:
 
 
 class TextMemory:
-    """Vectors of texts by their ids, in main memory; for a tower whose weights and mode don't change."""
+    """What a tower says of texts, by their ids, in main memory; for a tower whose weights and mode don't change."""
 
     def __init__(self) -> None:
         self._vectors: dict[tuple[int, ...], Tensor] = {}
+        self._tokens: dict[tuple[int, ...], Tensor] = {}
+        self._numbers = 0
 
     def __len__(self) -> int:
         """Number of texts kept."""
-        return len(self._vectors)
+        return len(self._vectors) + len(self._tokens)
 
     @torch.no_grad()
     def __call__(self, tower: TextTower, text: Padded) -> Float[Tensor, "M D"]:
         """One vector a text, in float32 and without a gradient."""
-        lengths = text.lengths.tolist()
-        keys = [tuple(row[:length]) for row, length in zip(text.values.tolist(), lengths, strict=True)]
-        made = {key: self._vectors[key] for key in keys if key in self._vectors}
+        said = self._recall(self._vectors, text, lambda fresh: list(by_length(tower, fresh)))
+        return torch.stack(said).to(text.values.device)
+
+    @torch.no_grad()
+    def tokens(self, tower: TextTower, text: Padded) -> Tokens:
+        """The same for `tower.tokens`; padding is zeros."""
+
+        def read(fresh: Padded) -> list[Tensor]:
+            values = tower.tokens(fresh).values
+            return [row[:length] for row, length in zip(values, fresh.lengths.tolist(), strict=True)]
+
+        values = nn.utils.rnn.pad_sequence(self._recall(self._tokens, text, read), batch_first=True)
+        return Tokens(values.to(text.values.device), text.mask[:, : values.shape[1]])
+
+    def _recall(
+        self, kept: dict[tuple[int, ...], Tensor], text: Padded, make: Callable[[Padded], list[Tensor]]
+    ) -> list[Tensor]:
+        """What is kept of each text, the others' made anew; equal texts are made once."""
+        keys = [tuple(row) for row in text.rows()]
+        made = {key: kept[key] for key in keys if key in kept}
         if fresh := sorted({*keys} - {*made}):
-            asked = Padded.of([list(key) for key in fresh]).to(text.values.device)
-            vectors = by_length(tower, asked).float().cpu()
-            made |= {key: vector.clone() for key, vector in zip(fresh, vectors, strict=True)}
-        if len(self._vectors) < MOST:
-            self._vectors |= made
-        return torch.stack([made[key] for key in keys]).to(text.values.device)
+            said = make(Padded.of([list(key) for key in fresh]).to(text.values.device))
+            new = {key: item.float().cpu().clone() for key, item in zip(fresh, said, strict=True)}
+            if self._numbers < MOST:
+                kept |= new
+                self._numbers += sum(item.numel() for item in new.values())
+            made |= new
+        return [made[key] for key in keys]

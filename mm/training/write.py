@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mm.batch import SLOT_KINDS, SPECIAL_IDS, Batch, Padded, Slots, Tokens, Writing
+from mm.batch import SLOT_KINDS, SPECIAL_IDS, Batch, Tokens, Writing
 from mm.decoder.sentences import SentenceDecoder
 from mm.encoded import Encoded
 from mm.training.cached import CachedTask
@@ -55,11 +55,7 @@ class WriteTask(RoutedTask, CachedTask):
             return
         memory, rows = self.remembered(encoded, asked)
         written = self._decoder().generate(replace(asked, target=None), memory, rows=rows)
-        answers = [
-            row[:length]
-            for row, length in zip(asked.target.values.tolist(), asked.target.lengths.tolist(), strict=True)
-        ]
-        right = [_words(own) == _words(true) for own, true in zip(written.rows(), answers, strict=True)]
+        right = [_words(own) == _words(true) for own, true in zip(written.rows(), asked.target.rows(), strict=True)]
         self._right.append(torch.tensor(right))
 
     def on_validation_epoch_end(self) -> None:
@@ -79,14 +75,7 @@ def questions(writing: Writing) -> Writing | None:
     rows = (writing.slots.kind == SLOT_KINDS.index("answer")).nonzero()[:, 0]
     if len(rows) == 0:
         return None
-    slots, asked = writing.slots, writing.asked
-    return Writing(
-        writing.study[rows],
-        Slots(slots.kind[rows], slots.code[rows], slots.side[rows], slots.change[rows], slots.grade[rows]),
-        Padded(writing.prompt.values[rows], writing.prompt.lengths[rows]),
-        None if writing.target is None else Padded(writing.target.values[rows], writing.target.lengths[rows]),
-        None if asked is None else Padded(asked.values[rows], asked.lengths[rows]),
-    )
+    return writing.select(rows)
 
 
 def _words(ids: list[int]) -> list[int]:

@@ -1,8 +1,10 @@
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 
+import mm
 from mm.data.tokenizer import MIN_VOCAB_SIZE, PLACEHOLDERS, SPECIAL_IDS, SPECIALS, Tokenizer, train_tokenizer
 
 TEXTS = [
@@ -94,6 +96,41 @@ def test_foreign_files_are_refused(content, tmp_path):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"foreign\.json is not a vocabulary"):
         Tokenizer.load(path)
+
+
+def merged(content: dict, **model: object) -> dict:
+    return content | {"model": content["model"] | model}
+
+
+BROKEN = {
+    "a prefix space": (lambda c: c | {"pre_tokenizer": c["pre_tokenizer"] | {"add_prefix_space": True}}, "another way"),
+    "no words": (lambda c: c | {"pre_tokenizer": c["pre_tokenizer"] | {"use_regex": False}}, "another way"),
+    "dropout": (lambda c: merged(c, dropout=0.5), "has a dropout"),
+    "a suffix": (lambda c: merged(c, end_of_word_suffix="</w>"), "has a end_of_word_suffix"),
+    "ids of text": (lambda c: merged(c, vocab={t: str(i) for t, i in c["model"]["vocab"].items()}), "ids are not"),
+    "ids of truth": (lambda c: merged(c, vocab={"a": False, "b": True}, merges=[]), "ids are not"),
+    "huge ids": (lambda c: merged(c, vocab={"a": 2**70}, merges=[]), "ids are not"),
+    "half a character": (lambda c: merged(c, vocab={"\ud800": 0}, merges=[]), "half a character"),
+    "an empty merge": (lambda c: merged(c, vocab={"a": 0, "": 1}, merges=[["", "a"]]), "a merge joins"),
+    "an unknown merge": (lambda c: merged(c, vocab={"a": 0, "b": 1}, merges=["a b"]), "a merge joins"),
+    "numbers for merges": (lambda c: merged(c, merges=[3]), "a merge joins"),
+}
+
+
+@pytest.mark.parametrize(("change", "match"), BROKEN.values(), ids=BROKEN)
+def test_what_the_library_would_not_take_is_refused_before_it(tokenizer, change, match, tmp_path):
+    path = tmp_path / "broken.json"
+    tokenizer.save(path)
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=rf"broken\.json is not a vocabulary.*{match}"):
+        Tokenizer.load(path)
+
+
+def test_a_file_is_written_again_as_it_was(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "first")
+    for file in (tmp_path / "first", Path(mm.__file__).parent / "checkpoints" / "default" / "tokenizer.json"):
+        Tokenizer.load(file).save(tmp_path / "again")
+        assert (tmp_path / "again").read_bytes() == file.read_bytes()
 
 
 def test_pieces_are_the_bytes_of_the_ids(tokenizer):

@@ -8,8 +8,7 @@ import torch
 
 from mm.evaluation import both_ways
 from mm.evaluation.both_ways import rank_pairs
-from mm.evaluation.ranking import rank_all, text_groups
-from mm.evaluation.retrieval import ranks
+from mm.evaluation.ranking import Ranking, rank_matches, text_groups
 
 NUMBER = 60
 
@@ -21,6 +20,12 @@ def embeddings(seed: int, *, levels: int | None = None) -> tuple[torch.Tensor, t
         return torch.randn(NUMBER, 8, generator=generator), torch.randn(NUMBER, 8, generator=generator)
     drawn = torch.randint(0, levels, (2, NUMBER, 3), generator=generator).float()
     return drawn[0], drawn[1]
+
+
+def rank_groups(queries, items, query_groups, item_groups, *, depth=None) -> Ranking:
+    """Items match the queries of their group."""
+    matches = [np.flatnonzero(item_groups == group) for group in query_groups]
+    return rank_matches(queries, items, matches, depth=depth)
 
 
 @pytest.fixture(params=["distinct", "tied", "all alike"])
@@ -42,7 +47,7 @@ def test_precision_and_ndcg_are_scikit_learns(pair, groups, depth):
     metrics = pytest.importorskip("sklearn.metrics")
     scores = (pair[0] @ pair[1].T).numpy()
     relevant = groups[:, None] == groups[None, :]
-    ours = rank_all(*pair, groups, groups, depth=depth)
+    ours = rank_groups(*pair, groups, groups, depth=depth)
     for n in range(NUMBER):
         assert ours.average_precision[n] == pytest.approx(
             metrics.average_precision_score(relevant[n], scores[n]), abs=1e-9
@@ -53,20 +58,19 @@ def test_precision_and_ndcg_are_scikit_learns(pair, groups, depth):
 
 def test_ranks_are_those_of_counting(pair, groups):
     relevant = torch.from_numpy(groups[:, None] == groups[None, :])
-    expected = ranks(*pair, relevant)
+    found = rank_groups(*pair, groups, groups).rank
     scores = pair[0] @ pair[1].T
-    for n in range(NUMBER):  # counted once more by hand
+    for n in range(NUMBER):
         best = scores[n][relevant[n]].max()
         others = scores[n][~relevant[n]]
-        assert expected[n] == 1 + (others > best).sum() + ((others == best).sum() + 1) // 2
-    assert rank_all(*pair, groups, groups).rank.tolist() == expected.tolist()
+        assert found[n] == 1 + (others > best).sum() + ((others == best).sum() + 1) // 2
 
 
 def test_fewer_queries_than_items():
     queries, items = embeddings(3)
     groups = np.arange(NUMBER)
-    some = rank_all(queries[:7], items, groups[:7], groups)
-    every = rank_all(queries, items, groups, groups)
+    some = rank_groups(queries[:7], items, groups[:7], groups)
+    every = rank_groups(queries, items, groups, groups)
     assert some.rank.tolist() == every.rank[:7].tolist()
     assert some.average_precision == pytest.approx(1 / some.rank)
 
@@ -74,7 +78,7 @@ def test_fewer_queries_than_items():
 def test_a_perfect_model_reads_one():
     # In float32 at awkward sizes: the match's score must come from the same tile.
     items = torch.nn.functional.normalize(torch.randn(1003, 77, generator=torch.Generator().manual_seed(0)), dim=-1)
-    result = rank_all(items, items, np.arange(1003), np.arange(1003))
+    result = rank_groups(items, items, np.arange(1003), np.arange(1003))
     assert (result.rank == 1).all()
     assert result.ndcg.min() == 1
 
@@ -91,7 +95,7 @@ def test_both_ways_from_one_product_are_what_two_products_say(pair):
     groups = np.arange(NUMBER)
     found = rank_pairs(*pair)
     for ours, expected in zip(
-        found, (rank_all(*pair, groups, groups), rank_all(*pair[::-1], groups, groups)), strict=True
+        found, (rank_groups(*pair, groups, groups), rank_groups(*pair[::-1], groups, groups)), strict=True
     ):
         assert ours.rank.tolist() == expected.rank.tolist()
         assert ours.average_precision == pytest.approx(expected.average_precision, abs=1e-12)
@@ -123,9 +127,9 @@ def test_what_cannot_be_ranked_is_told():
     queries, items = embeddings(0)
     groups = np.arange(NUMBER)
     with pytest.raises(ValueError, match="got 60 without"):
-        rank_all(queries, items, groups + NUMBER, groups)
+        rank_groups(queries, items, groups + NUMBER, groups)
     with pytest.raises(ValueError, match="items must be finite, got 1 rows"):
-        rank_all(queries, items.index_fill(0, torch.tensor([2]), torch.nan), groups, groups)
+        rank_groups(queries, items.index_fill(0, torch.tensor([2]), torch.nan), groups, groups)
 
 
 def test_equal_texts_are_one_group():
@@ -136,30 +140,27 @@ MEASURE = """
 import re, sys
 import numpy as np, torch
 from mm.evaluation.both_ways import rank_pairs
-from mm.evaluation.ranking import rank_all
-from mm.evaluation.retrieval import ranks
+from mm.evaluation.ranking import rank_matches
 torch.set_num_threads(1)
 number, width, queries = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 items = torch.randn(number, width)
-groups = np.arange(number) // 5
+matches = [np.arange(5 * (n // 5), 5 * (n // 5) + 5) for n in range(queries)]
 def peak():  # of this process alone: ru_maxrss begins at the peak of the one that started it
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 rank_pairs(items[:64], items[:64])  # what libraries take once isn't of a size
 open("/proc/self/clear_refs", "w").write("5")  # the peak is now what is in use
 before = peak()
-if sys.argv[1] == "ranks":
-    ranks(items[:queries], items)
-elif sys.argv[1] == "rank_pairs":
+if sys.argv[1] == "rank_pairs":
     rank_pairs(items, items.flip(1))
 else:
-    rank_all(items[:queries], items, groups[:queries], groups)
+    rank_matches(items[:queries], items, matches)
 print(peak() - before)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-@pytest.mark.parametrize("what", ["ranks", "rank_all", "rank_pairs"])
+@pytest.mark.parametrize("what", ["rank_matches", "rank_pairs"])
 def test_25000_items_need_less_than_64_mb(what):
     # A tile is what it needs, however many queries follow; 250 are three tiles.
     done = subprocess.run(

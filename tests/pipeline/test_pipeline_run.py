@@ -455,6 +455,12 @@ def test_nothing_eligible_writes_nothing(studies, loaded, out, make):
     assert not out.exists()
 
 
+def test_an_empty_folder_is_told_before_a_wrong_checkpoint(tmp_path, out):
+    with pytest.raises(ValueError, match="nothing to report"):
+        run_report(tmp_path, out, checkpoint="nowhere")
+    assert not out.exists()
+
+
 def test_no_right_to_write(studies, loaded, tmp_path):
     studies.ct(1, 1)
     (tmp_path / "file").write_text("")

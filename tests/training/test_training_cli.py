@@ -233,6 +233,15 @@ def test_a_demonstration_that_learns_from_real_data_is_none_any_more(words: list
     assert task._kind((pictures,)) == "demonstration"
 
 
+@pytest.mark.parametrize("part", ["image", "decoder"])
+def test_a_part_is_taken_away_by_null(words: list[str], part: str) -> None:
+    given = ["fit", "--config", words[1]]
+    assert getattr(TrainingCLI.make(given).model.model, part) is not None
+    task = TrainingCLI.make([*given, f"--model.init_args.model.init_args.{part}", "null"]).model
+    assert getattr(task.model, part) is None
+    assert task.model_config["init_args"][part] is None
+
+
 def test_an_unknown_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "-c", "train_nix"]) == 2
     assert "shipped: " in capsys.readouterr().err

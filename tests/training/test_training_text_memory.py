@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mm.batch import Padded
+from mm.batch import Padded, Tokens
 from mm.encoders.text import TextEncoder
 from mm.training import text_memory
 from mm.training.text_memory import TextMemory, by_length
@@ -12,11 +12,15 @@ from mm.training.text_memory import TextMemory, by_length
 class Counted(TextEncoder):
     """Counts the texts that it is shown."""
 
-    shown = 0
+    shown = read = 0
 
     def forward(self, x: Padded) -> torch.Tensor:
         self.shown += len(x.values)
         return super().forward(x)
+
+    def tokens(self, x: Padded) -> Tokens:
+        self.read += len(x.values)
+        return super().tokens(x)
 
 
 def tower() -> Counted:
@@ -54,8 +58,25 @@ def test_it_gives_the_towers_vectors_and_asks_once() -> None:
     assert not memory(encoder, some).requires_grad
 
 
+def test_it_gives_the_towers_tokens_and_asks_once() -> None:
+    encoder, memory = tower(), TextMemory()
+    some = texts([3, 4, 5], [6], [3, 4, 5], [7, 8, 9, 10, 11])
+    expected = encoder.tokens(some)
+    encoder.read = 0
+    for part in (some, some.select(torch.tensor([2, 1]))):
+        found, whole = memory.tokens(encoder, part), encoder.tokens(part)
+        width = int(part.lengths.max())
+        assert torch.equal(found.mask, whole.mask[:, :width])
+        torch.testing.assert_close(found.values[found.mask], whole.values[whole.mask].detach())
+        assert not found.values[~found.mask].any()
+        assert not found.values.requires_grad
+    assert expected.values.requires_grad
+    assert encoder.read == len(memory) + 4 + 2
+    assert len(memory) == 3
+
+
 def test_it_takes_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_memory, "MOST", 2)
+    monkeypatch.setattr(text_memory, "MOST", 2 * 16)  # two vectors
     encoder, memory = tower(), TextMemory()
     for start in range(0, 20, 2):
         some = texts([start], [start + 1])

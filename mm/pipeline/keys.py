@@ -1,37 +1,28 @@
-"""Study keys and pseudonymous UIDs: HMAC-SHA256 under a secret that lies in OUT/private/ and nowhere else."""
+"""Study keys and pseudonymous UIDs: they follow from a secret that lies in OUT/private/ and nowhere else."""
 
 import csv
-import hashlib
-import hmac
 import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from mm.dicom.pseudonyms import open_secret
+from mm.dicom.pseudonyms import Secret, made_uid, open_secret
 from mm.files import write_atomically
 
 KEY_DIGITS: Final = 16
 COLUMNS: Final = ("key", "kind", "uid")
 
 
-class Pseudonyms:
-    """Turns true UIDs into keys. The same secret gives the same keys; without it they can't be guessed."""
-
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+class Keys(Secret):
+    """What a report shows in place of true UIDs."""
 
     def study(self, uid: str) -> str:
         """The study key: the first 16 hex digits of the HMAC of a StudyInstanceUID."""
-        return self.digest(uid)[:KEY_DIGITS]
+        return self.digest(uid).hex()[:KEY_DIGITS]
 
     def instance(self, uid: str) -> str:
-        """A valid UID (PS3.5 B.2: 2.25 and a 128-bit number) that stands for a SOPInstanceUID."""
-        return f"2.25.{int(self.digest(uid)[:32], 16)}"
-
-    def digest(self, text: str) -> str:
-        """HMAC-SHA256 in hex."""
-        return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
+        """A UID that stands for a SOPInstanceUID."""
+        return made_uid(self.digest(uid)[:16])
 
     def key(self, kind: str, uid: str) -> str:
         """The key of a row of map.csv."""
@@ -45,20 +36,20 @@ class KeyMap:
     leaves a key without a row. A torn row doesn't match its own HMAC and is dropped when the map is opened.
     """
 
-    def __init__(self, path: Path, pseudonyms: Pseudonyms) -> None:
+    def __init__(self, path: Path, keys: Keys) -> None:
         self._path = path
-        self._pseudonyms = pseudonyms
+        self._keys = keys
         self._rows: dict[str, tuple[str, str]] = {}
         if path.exists():
             with path.open(newline="", encoding="utf-8", errors="replace") as file:
                 for row in csv.reader(file):
-                    if len(row) == 3 and row[1] in {"study", "instance"} and pseudonyms.key(row[1], row[2]) == row[0]:
+                    if len(row) == 3 and row[1] in {"study", "instance"} and keys.key(row[1], row[2]) == row[0]:
                         self._rows[row[0]] = (row[1], row[2])
         self.compact()
 
     def add(self, kind: str, uids: Iterable[str]) -> None:
         """Appends what isn't there yet."""
-        fresh = {self._pseudonyms.key(kind, uid): (kind, uid) for uid in uids}
+        fresh = {self._keys.key(kind, uid): (kind, uid) for uid in uids}
         fresh = {key: row for key, row in fresh.items() if key not in self._rows}
         if fresh:
             with self._path.open("a", encoding="utf-8") as file:
@@ -71,7 +62,7 @@ class KeyMap:
         write_atomically(self._path, text.encode(), mode=0o600)
 
 
-def open_private(out: Path) -> tuple[Pseudonyms, KeyMap]:
+def open_private(out: Path) -> tuple[Keys, KeyMap]:
     """Reads or makes the secret and the map under OUT/private/ (folder 0700, files 0600).
 
     Raises:
@@ -82,8 +73,8 @@ def open_private(out: Path) -> tuple[Pseudonyms, KeyMap]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     secret = open_secret(folder / "secret", otherwise="restore it, or write into a new folder")
-    pseudonyms = Pseudonyms(secret)
-    return pseudonyms, KeyMap(folder / "map.csv", pseudonyms)
+    keys = Keys(secret)
+    return keys, KeyMap(folder / "map.csv", keys)
 
 
 def _lines(rows: dict[str, tuple[str, str]]) -> str:
