@@ -1,6 +1,5 @@
 """A moving average of the weights, which is validated and exported in their place."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ class MovingAverage(WeightAveraging):
         if not 0 < decay < 1:
             raise ValueError(f"ema must be above 0 and below 1, got {decay}")
 
-        def average(kept: Sequence[Tensor], current: Sequence[Tensor], number: Tensor | int) -> None:
+        def average(kept: list[Tensor], current: list[Tensor], number: Tensor | int) -> None:
             steps = torch.as_tensor(number, device=kept[0].device)  # no wait for an accelerator
             now = ((1 + steps) / (10 + steps)).clamp(max=decay)
             moves = torch._foreach_sub(current, kept)  # all at once: one by one they take a tenth of a small step
