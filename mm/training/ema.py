@@ -25,9 +25,9 @@ class MovingAverage(WeightAveraging):
         def average(kept: list[Tensor], current: list[Tensor], number: Tensor | int) -> None:
             steps = torch.as_tensor(number, device=kept[0].device)  # no wait for an accelerator
             now = ((1 + steps) / (10 + steps)).clamp(max=decay)
-            moves = torch._foreach_sub(current, kept)  # all at once: one by one they take a tenth of a small step
-            torch._foreach_mul_(moves, (1 - now).to(kept[0].dtype))
-            torch._foreach_add_(kept, moves)
+            weight = (1 - now).to(kept[0].dtype)  # once: a tensor of its own for each takes a tenth of a small step
+            for mean, item in zip(kept, current, strict=True):
+                mean.lerp_(item, weight)
 
         super().__init__(use_buffers=False, multi_avg_fn=average)
 
