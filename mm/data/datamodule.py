@@ -1,7 +1,7 @@
 """MultimodalData: a data spec as Lightning loaders that yield (index into the split, batch)."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mm.batch import Batch, Modality, Sample
 from mm.data.augment import Mirrored
 from mm.data.collate import Rows, collate
-from mm.data.readers import INPUTS, open_split, open_words, texts
+from mm.data.readers import INPUTS, TableDataset, open_split, open_words, texts
 from mm.data.sounds import ChangedSounds, SoundChanges
 from mm.data.spec import Spec, Split, load_spec
 from mm.data.text_vocabulary import TextVocabulary
@@ -23,6 +23,9 @@ from mm.data.tokenizer import Tokenizer, train_tokenizer
 
 ENCODED_AT_ONCE = 12
 """Studies that frozen encoders see together: a 3-D network's memory grows with each."""
+
+SORTED_BATCHES = 4
+"""Batches that are sorted by length together: few enough that their company changes from epoch to epoch."""
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +147,7 @@ class MultimodalData(LightningDataModule):
             start: Studies to leave out at the beginning, for work that goes on where it was stopped.
             everything: In order, with inputs and to the last study, whatever split it is: for the cache.
         """
-        samples = self.words(split) if self.texts_only and not everything else self.dataset(split)
+        read = samples = self.words(split) if self.texts_only and not everything else self.dataset(split)
         shuffled = split == "train" and not everything
         if shuffled and self.mirror > 0.0:
             if self.texts_only:
@@ -155,7 +158,12 @@ class MultimodalData(LightningDataModule):
                 raise ValueError("data.sounds can't change inputs that are cached; leave it out, or set no cache")
             samples = ChangedSounds(samples, self.sounds)
         size = len(samples)  # type: ignore[arg-type]  # every dataset of ours is sized
-        order: Sampler[int | Drawn] = Shuffled(size, seed=self.seed) if shuffled else Rest(size, start)
+        seconds = read.seconds() if shuffled and isinstance(read, TableDataset) else None
+        order: Sampler[int | Drawn] = (
+            Shuffled(size, seed=self.seed, batch_size=self.batch_size, seconds=seconds)
+            if shuffled
+            else Rest(size, start)
+        )
         return DataLoader[Numbered](  # the collate function turns pairs of number and sample into it
             NumberedDataset(samples),  # type: ignore[arg-type]
             batch_size=min(self.batch_size, ENCODED_AT_ONCE) if everything else self.batch_size,
@@ -181,7 +189,7 @@ class MultimodalData(LightningDataModule):
             batches = min(len(loader), limit) if isinstance(limit, int) else int(len(loader) * limit)
             done: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
             if self.trainer.world_size == 1:
-                loader.sampler.go_on(*divmod(done, max(batches, 1)), batch_size=self.batch_size)
+                loader.sampler.go_on(*divmod(done, max(batches, 1)))
             else:  # several ranks share an order that Lightning deals out: it begins anew, with another one
                 loader.sampler.seed = hash((self.seed, done))
         return loader
@@ -241,20 +249,29 @@ class Rest(Sampler[int]):
 
 
 class Shuffled(Sampler[Drawn]):
-    """A fresh order each epoch, a function of seed and epoch: what was stopped goes on as if it had not been."""
+    """A fresh order each epoch, a function of seed and epoch: what was stopped goes on as if it had not been.
 
-    def __init__(self, size: int, *, seed: int) -> None:
+    Args:
+        size: Number of studies.
+        seed: Of the orders.
+        batch_size: Of the batches that are cut from it.
+        seconds: How long each study's sound is. Those of a few batches are then dealt out by length, so that little
+            of a batch is padding.
+    """
+
+    def __init__(self, size: int, *, seed: int, batch_size: int, seconds: Sequence[float] | None = None) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
+        self.batch_size, self.seconds = batch_size, seconds
         self._resumed, self._done = -1, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
 
-    def go_on(self, epoch: int, batches: int, *, batch_size: int) -> None:
+    def go_on(self, epoch: int, batches: int) -> None:
         """Begins with this epoch, behind so many batches of it."""
         self.epoch = self._resumed = epoch
-        self._done = batches * batch_size
+        self._done = batches * self.batch_size
 
     def __len__(self) -> int:
         """Number of studies of a whole epoch."""
@@ -264,8 +281,18 @@ class Shuffled(Sampler[Drawn]):
         """A permutation that depends on seed and epoch, less what is done of it."""
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
         order = torch.randperm(self.size, generator=generator).tolist()
+        if self.seconds is not None:
+            order = by_length(order, self.seconds, self.batch_size)
         done = self._done if self.epoch == self._resumed else 0
         return iter([Drawn(item, hash((self.seed, self.epoch, item)) % 2**63) for item in order[done:]])
+
+
+def by_length(order: Sequence[int], seconds: Sequence[float], batch_size: int) -> list[int]:
+    """An order whose stretches of `SORTED_BATCHES` whole batches are sorted by length; the rest behind stays."""
+    whole = len(order) // batch_size * batch_size
+    step = SORTED_BATCHES * batch_size
+    stretches = (order[start : min(start + step, whole)] for start in range(0, whole, step))
+    return [item for stretch in stretches for item in sorted(stretch, key=seconds.__getitem__)] + list(order[whole:])
 
 
 def _collate(

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch.utils.data import Dataset
 
 from mm.batch import Modality, Question, Sample
+from mm.data.columns import AudioColumn
 from mm.data.index import Row, cell, inside, is_flagged, rows_by_split, targets, value
 from mm.data.spec import PhantomSpec, Spec, Split, TableSpec
 from mm.dicom.resample import IMAGE_GRID, fit_colours, fit_image
@@ -22,6 +23,8 @@ from mm.ontology import SOUND_RATE, SOUND_SITES
 
 INPUTS: tuple[Modality, ...] = ("volume", "image", "audio", "record")
 MAX_RATIO: Final = 1024
+KEPT_SAMPLES: Final = 1 << 24
+"""Samples of sounds (64 MB, 35 minutes) that a data set keeps decoded."""
 MOST_NAMED: Final = 5
 """Missing files that an error names."""
 
@@ -98,7 +101,7 @@ def texts(spec: Spec, *, studies: int | None = None) -> Iterator[str]:
 
 
 class TableDataset(Dataset[Sample]):
-    """Rows of an index; one row is one sample, its files are read when asked for."""
+    """Rows of an index; one row is one sample, its files are read when asked for; the first sounds are kept."""
 
     def __init__(
         self, spec: TableSpec, split: Split, *, inputs: tuple[Modality, ...] = INPUTS, studies: int | None = None
@@ -112,6 +115,8 @@ class TableDataset(Dataset[Sample]):
             for column in filter(None, (spec.prompt, spec.closed)):
                 value(row, column.column)
         check_files(self.rows, spec, inputs)
+        self._kept: dict[int, Float[np.ndarray, " _"]] = {}
+        self._room = KEPT_SAMPLES
 
     def __len__(self) -> int:
         """Number of rows in this split."""
@@ -140,7 +145,7 @@ class TableDataset(Dataset[Sample]):
                 assert spec.image is not None
                 image = read_picture(inside(spec.root, name), colour=spec.image.colour)
             if "audio" in self.inputs and spec.audio is not None:
-                sound = read_sound(inside(spec.root, value(row, spec.audio.column)), rate=spec.audio.rate)
+                sound = self._sound(index, spec.audio)
                 audio = tuple(sound if site == spec.audio.site else None for site in SOUND_SITES)
         except ValueError as error:
             raise ValueError(
@@ -155,6 +160,24 @@ class TableDataset(Dataset[Sample]):
             text="" if questions else offered[drawn],
             questions=questions,
         )
+
+    def _sound(self, index: int, asked: AudioColumn) -> Float[np.ndarray, " _"]:
+        if index in self._kept:
+            return self._kept[index]
+        sound = read_sound(self._sound_path(index, asked), rate=asked.rate)
+        if len(sound) <= self._room:
+            self._kept[index] = sound
+            self._room -= len(sound)
+        return sound
+
+    def _sound_path(self, index: int, asked: AudioColumn) -> Path:
+        return inside(self.spec.root, value(self.rows[index], asked.column))
+
+    def seconds(self) -> list[float] | None:
+        """How long each row's sound is by its header, 0 where there is none to read; None of a data set without."""
+        if "audio" not in self.inputs or self.spec.audio is None:
+            return None
+        return [sound_seconds(self._sound_path(index, self.spec.audio)) for index in range(len(self))]
 
 
 def check_files(rows: Sequence[Row], spec: TableSpec, inputs: tuple[Modality, ...]) -> None:
@@ -221,6 +244,14 @@ def decode_picture(
         raise ValueError(f"image {path.name!r} is missing") from error
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"image {path.name!r} is broken, or no PNG or JPEG ({type(error).__name__})") from error
+
+
+def sound_seconds(path: Path) -> float:
+    """How long a sound is by its header; 0 of a file that has none, which reading it will tell."""
+    try:
+        return float(soundfile.info(path).duration)
+    except (OSError, soundfile.LibsndfileError):
+        return 0.0
 
 
 def read_sound(path: Path, *, rate: int) -> Float[np.ndarray, " T"]:

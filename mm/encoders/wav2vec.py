@@ -37,6 +37,8 @@ class Wav2VecEncoder(Encoder):
         stem: "mel" for a log-mel spectrogram and convolutions, "waveform" for wav2vec 2.0's own convolutions.
         convolutions: Layers of the waveform's stem.
         band_hz: Lowest and highest frequency of the spectrum; the default is for lung sounds, speech goes beyond.
+        warp: In training, share by which each sound's frequency axis is stretched or squeezed at random, see
+            `mm.encoders.mel`; not with the waveform's stem.
         tokens_per_site: Each sound is cut into so many equal stretches, and each is pooled by learned attention.
         dropout: In the transformer, in training only.
     """
@@ -51,13 +53,16 @@ class Wav2VecEncoder(Encoder):
         stem: Literal["mel", "waveform"] = "mel",
         convolutions: tuple[Convolution, ...] = ((32, 16, 8), (64, 10, 5), (128, 8, 4)),
         band_hz: tuple[float, float] = BAND_HZ,
+        warp: float = 0.0,
         tokens_per_site: int = 8,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got width={width}, heads={heads}")
-        mel = MelStem(band_hz=band_hz) if stem == "mel" else None
+        if warp and stem != "mel":
+            raise ValueError(f"warp {warp} stretches the spectrum of stem: mel, and stem is {stem!r}; leave warp out")
+        mel = MelStem(band_hz=band_hz, warp=warp) if stem == "mel" else None
         layers = convolutions if mel is None else ((mel.width, 1, 1),)
         self.network = wav2vec2_model(
             extractor_mode="layer_norm",

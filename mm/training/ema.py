@@ -22,12 +22,14 @@ class MovingAverage(WeightAveraging):
         if not 0 < decay < 1:
             raise ValueError(f"ema must be above 0 and below 1, got {decay}")
 
-        def average(kept: Tensor, current: Tensor, number: Tensor | int) -> Tensor:
-            steps = torch.as_tensor(number, device=kept.device)  # no wait for an accelerator
+        def average(kept: list[Tensor], current: list[Tensor], number: Tensor | int) -> None:
+            steps = torch.as_tensor(number, device=kept[0].device)  # no wait for an accelerator
             now = ((1 + steps) / (10 + steps)).clamp(max=decay)
-            return kept + (1 - now).to(kept.dtype) * (current - kept)
+            weight = (1 - now).to(kept[0].dtype)  # once: a tensor of its own for each takes a tenth of a small step
+            for mean, item in zip(kept, current, strict=True):
+                mean.lerp_(item, weight)
 
-        super().__init__(use_buffers=False, avg_fn=average)
+        super().__init__(use_buffers=False, multi_avg_fn=average)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Nothing yet: behind this hook the last .ckpt is written, from which training must be able to go on."""

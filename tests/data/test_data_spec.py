@@ -1,6 +1,7 @@
 import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import soundfile
 import torch
 
-from mm.data.datamodule import MultimodalData, Shuffled
-from mm.data.readers import open_split, texts
+from mm.data import readers
+from mm.data.datamodule import SORTED_BATCHES, MultimodalData, Shuffled
+from mm.data.readers import open_split, read_sound, texts
 from mm.data.sounds import SoundChanges
 from mm.data.spec import PhantomSpec, TableSpec, describe, load_spec, procedural
 from mm.dicom.resample import IMAGE_GRID
@@ -203,16 +205,64 @@ def test_only_training_sounds_are_changed_and_none_from_a_cache(tmp_path: Path) 
 
 
 def test_order_differs_by_epoch_and_goes_on_where_it_stopped() -> None:
-    first, again, resumed = (Shuffled(50, seed=1) for _ in range(3))
+    first, again, resumed = (Shuffled(50, seed=1, batch_size=4) for _ in range(3))
     assert list(first) == list(again)
     assert sorted(item.study for item in first) == list(range(50))
     before = list(first)
     first.set_epoch(1)
     assert [item.study for item in first] != [item.study for item in before]
     assert {item.seed for item in first}.isdisjoint(item.seed for item in before)
-    resumed.go_on(1, 3, batch_size=4)
+    resumed.go_on(1, 3)
     assert list(resumed) == list(first)[12:]
     assert len(resumed) == 50
     resumed.set_epoch(2)
     first.set_epoch(2)
     assert list(resumed) == list(first)
+
+
+def test_batches_of_sounds_are_of_like_length_and_still_an_order_of_all() -> None:
+    seconds = torch.rand(50, generator=torch.Generator().manual_seed(0)).tolist()
+    plain = Shuffled(50, seed=1, batch_size=4)
+    alike, resumed = (Shuffled(50, seed=1, batch_size=4, seconds=seconds) for _ in range(2))
+    order = [item.study for item in alike]
+    stretches = [range(start, min(start + SORTED_BATCHES * 4, 48)) for start in range(0, 48, SORTED_BATCHES * 4)]
+    for stretch in stretches:
+        drawn = [list(plain)[place].study for place in stretch]
+        assert [order[place] for place in stretch] == sorted(drawn, key=seconds.__getitem__)
+    assert order[48:] == [item.study for item in plain][48:]  # what a last, dropped batch loses is drawn, not the long
+    assert {item.study: item.seed for item in alike} == {item.study: item.seed for item in plain}
+    resumed.go_on(0, 3)
+    assert list(resumed) == list(alike)[12:]
+
+
+def test_training_sounds_come_by_length_and_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for take in range(20):
+        soundfile.write(tmp_path / f"{take % 2}_{'ab'[take > 15]}_{take}.flac", np.ones(600 + 100 * take) / 2, 8000)
+    read: list[str] = []
+
+    def counted(path: Path, *, rate: int) -> np.ndarray:
+        read.append(path.name)
+        return read_sound(path, rate=rate)
+
+    monkeypatch.setattr(readers, "read_sound", counted)
+    data = MultimodalData(
+        spec="fsdd", root=str(tmp_path), held_out="b", batch_size=4, workers=0, inputs=("audio",), vocab_size=300
+    )
+    loader = data.loader("train")
+    lengths = []
+    for _ in range(2):
+        for _, batch in loader:
+            assert batch.audio is not None
+            lengths.append(batch.audio.lengths[:, 0])
+    assert len(read) == len(set(read))
+    assert len(torch.cat(lengths)) > len(read)
+    assert 1 < len(loader) <= SORTED_BATCHES
+    for earlier, later in pairwise(lengths[: len(loader)]):
+        assert earlier.max() < later.min()
+    read.clear()
+    monkeypatch.setattr(readers, "KEPT_SAMPLES", 1000)
+    again = data.dataset("train")
+    longest = int(np.argmax(again.seconds()))  # type: ignore[attr-defined]
+    first, _, last, _ = (again[index] for index in (0, 0, longest, longest))
+    assert len(read) == 3  # what there is no room for is read again
+    assert [len(sample.audio[0]) for sample in (first, last)] == [600, max(map(int, torch.cat(lengths)))]  # type: ignore[arg-type]

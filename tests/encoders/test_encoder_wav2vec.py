@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mm.batch import Audio
-from mm.encoders.mel import MelStem
+from mm.encoders.mel import BAND_HZ, MelStem, warped, warped_filters
 from mm.encoders.wav2vec import Wav2VecEncoder
 
 CONVOLUTIONS = ((8, 10, 5), (16, 4, 4))
@@ -117,7 +117,60 @@ def test_a_wider_band_hears_what_the_default_does_not() -> None:
     assert heard[1] > 100 * heard[0]
 
 
+@pytest.mark.parametrize("band", [BAND_HZ, (60.0, 4000.0)])
+def test_a_warp_of_1_is_torchaudios_own_filter_bank(band: tuple[float, float]) -> None:
+    filters = warped_filters(torch.ones(3), band_hz=band)
+    torch.testing.assert_close(filters, MelStem(band_hz=band).mel.mel_scale.fb.expand(3, -1, -1), atol=1e-5, rtol=0)
+
+
+def test_warped_frequencies_rise_from_0_to_half_the_rate() -> None:
+    hertz = torch.linspace(0, 4000, 401)
+    factors = torch.tensor([0.5, 1 / 1.2, 1.0, 1.1, 1.9])
+    got = warped(hertz, factors)
+    assert (got.diff() > 0).all()
+    torch.testing.assert_close(got[:, [0, -1]], torch.tensor([[0.0, 4000.0]]).expand(5, -1))
+    torch.testing.assert_close(got[:, :160], hertz[:160] * factors[:, None])  # plain factors up to 1.6 kHz
+    torch.testing.assert_close(got[2], hertz)
+
+
+def test_a_longer_or_shorter_vocal_tract_sounds_in_the_same_bins() -> None:
+    """What warps by a factor hears a voice higher by that factor as it hears the voice without."""
+    time = torch.arange(8000) / 8000
+    band = (60.0, 4000.0)
+    spectrogram = MelStem(band_hz=band).mel.spectrogram
+    for factor in (0.85, 1.15):
+        plain, other = (spectrogram((2 * torch.pi * hz * time).sin()).mean(-1) for hz in (1500.0, 1500.0 * factor))
+        one, same = (warped_filters(torch.tensor([item]), band_hz=band)[0] for item in (1.0, factor))
+        assert (plain @ one).argmax() == (other @ same).argmax()
+        assert (plain @ one).argmax() != (other @ one).argmax()
+
+
+def test_sounds_are_warped_in_training_only_and_by_torchs_state_alone() -> None:
+    torch.manual_seed(0)
+    stem, sounds, lengths = MelStem(warp=0.3), torch.randn(3, 3000), torch.tensor([3000, 2000, 2500])
+    plain = MelStem()
+    plain.load_state_dict(stem.state_dict())  # a warp is no weight
+    assert torch.equal(stem.eval()(sounds, lengths)[0], plain.eval()(sounds, lengths)[0])
+    stem.train()
+    stem.layers.eval()  # or a batch would have statistics of its own
+
+    def heard(seed: int, sounds: torch.Tensor = sounds) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return stem(sounds, lengths)[0]
+
+    first = heard(1)
+    assert torch.equal(heard(1), first)
+    assert all((row != other).any() for row, other in zip(first, heard(2), strict=True))  # each its own factor
+    longer = heard(1, torch.cat([sounds.masked_fill(torch.arange(3000) >= lengths[:, None], 9), torch.ones(3, 999)], 1))
+    torch.testing.assert_close(longer[:, : first.shape[1]], first, atol=1e-5, rtol=1e-5)
+    assert (longer[:, first.shape[1] :] == 0).all()
+
+
 def test_bad_settings_name_the_argument() -> None:
+    with pytest.raises(ValueError, match=r"warp must be at least 0 and below 1, got 1.0"):
+        small(stem="mel", warp=1.0)
+    with pytest.raises(ValueError, match=r"warp 0.2 stretches the spectrum of stem: mel, and stem is 'waveform'"):
+        small(warp=0.2)
     with pytest.raises(ValueError, match="width=30, heads=4"):
         small(width=30, heads=4)
     for band in ((100.0, 100.0), (80.0, 4001.0), (-1.0, 90.0)):
