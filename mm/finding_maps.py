@@ -77,26 +77,39 @@ class FeaturePyramid(nn.Module):
     """Top-down over the levels of stride (2,4,4), (4,8,8) and (8,16,16), to the finest of them.
 
     The level before, of stride (1,2,2), is folded in: the eight of its cells under each cell, for what is as small as
-    one of them (a plaque, a nodule of 4 mm).
+    one of them (a nodule of 4 mm). What is smaller still (a plaque) comes from the cells' statistics, where there are any.
 
     Args:
-        widths: Channels of the four levels, the finest first.
+        widths: Channels of the four levels, the finest first; before them those of `mm.encoders.cells`, if they are
+            there.
         channels: Of the result.
+
+    Raises:
+        ValueError: Neither four nor five widths.
     """
 
-    def __init__(self, widths: tuple[int, int, int, int], *, channels: int = 48) -> None:
+    def __init__(self, widths: tuple[int, ...], *, channels: int = 48) -> None:
         super().__init__()
-        self.detail = nn.Conv3d(widths[0], channels, 2, stride=2, bias=False)
-        self.lateral = nn.ModuleList(nn.Conv3d(width, channels, 1) for width in widths[1:])
+        if len(widths) not in (4, 5):
+            raise ValueError(f"volume_widths must be those of four levels, or of statistics and four, got {widths}")
+        *first, detail, fine, middle, coarse = widths
+        self.statistics = None
+        if first:
+            self.statistics = _smooth(nn.Conv3d(first[0], channels, 3, padding=1, bias=False), channels)
+        self.detail = nn.Conv3d(detail, channels, 2, stride=2, bias=False)
+        self.lateral = nn.ModuleList(nn.Conv3d(width, channels, 1) for width in (fine, middle, coarse))
         self.place = nn.Conv3d(3, channels, 1, bias=False)
         self.smooth_middle = _smooth(nn.Conv3d(channels, channels, 3, padding=1, bias=False), channels)
         self.smooth_fine = _smooth(nn.Conv3d(channels, channels, 3, padding=1, bias=False), channels)
 
     def forward(self, levels: tuple[Tensor, ...]) -> Float[Tensor, "N C z y x"]:
         """Features on the second level; the cells know where they are by coordinates from -1 to 1."""
-        fine, middle, coarse = (lateral(level) for lateral, level in zip(self.lateral, levels[1:], strict=True))
+        *first, detail, _, _, _ = levels
+        fine, middle, coarse = (lateral(level) for lateral, level in zip(self.lateral, levels[-3:], strict=True))
         middle = self.smooth_middle(middle + F.interpolate(coarse, size=middle.shape[2:]))
-        fine = fine + self.detail(levels[0]) + F.interpolate(middle, size=fine.shape[2:])
+        fine = fine + self.detail(detail) + F.interpolate(middle, size=fine.shape[2:])
+        if self.statistics is not None:
+            fine = fine + self.statistics(first[0])
         return self.smooth_fine(fine + self.place(_coordinates(fine)))  # type: ignore[no-any-return]
 
 

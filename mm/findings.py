@@ -104,7 +104,7 @@ class FindingHead(nn.Module):
 
     Args:
         width: Of evidence.
-        volume_widths: Channels of the volume encoder's four pyramid levels; None: no volumes.
+        volume_widths: Channels of the volume encoder's pyramid levels; None: no volumes.
         image_widths: Channels of the image encoder's pyramid; None: no X-rays.
         audio_width: Of the audio encoder's tokens; None: no sounds.
         record_width: Of the record encoder's tokens; None: no records.
@@ -133,7 +133,7 @@ class FindingHead(nn.Module):
         self,
         *,
         width: int = 192,
-        volume_widths: tuple[int, int, int, int] | None = (24, 48, 96, 192),
+        volume_widths: tuple[int, ...] | None = (24, 48, 96, 192),
         image_widths: tuple[int, ...] | None = (96, 192),
         audio_width: int | None = 128,
         record_width: int | None = 128,
@@ -195,7 +195,7 @@ class FindingHead(nn.Module):
     # ------------------------------------------------------------------------------ each source alone
 
     def see_volumes(self, pyramid: tuple[Tensor, ...], *, study: Int[Tensor, " N"], visit: Int[Tensor, " N"]) -> Maps:
-        """Maps of volumes, given as the four levels of their pyramid; visits are flattened."""
+        """Maps of volumes, given as the levels of their pyramid; visits are flattened."""
         assert self.pyramid is not None, "this head was made without volumes"
         assert self.volume_maps is not None
         return self.volume_maps(self.pyramid(pyramid), study=study, visit=visit)  # type: ignore[no-any-return]
@@ -312,29 +312,29 @@ class FindingHead(nn.Module):
         return (presence.float() / self.temperature + self.bias).sigmoid()
 
     @torch.no_grad()
-    def calibrate(
-        self,
-        presence: Float[Tensor, "N K"],
-        labels: Bool[Tensor, "N K"],
-        *,
-        before: Float[Tensor, "N K"] | None = None,
-        before_labels: Bool[Tensor, "N K"] | None = None,
-    ) -> None:
+    def calibrate(self, presence: Float[Tensor, "N K"], labels: Bool[Tensor, "N K"]) -> None:
         """Seals temperature, bias and the threshold of the best F1 of each finding, from studies not trained on.
 
         Args:
             presence: Raw logits.
             labels: Truth.
-            before: Raw logits of the last prior (`FindingOutputs.before`); impossible ones are left out.
-            before_labels: Whether the last prior shows the finding.
         """
         for k in range(NUM_FINDINGS):
             self.temperature[k], self.bias[k] = fit_scaling(presence[:, k], labels[:, k])
             self.threshold[k] = best_threshold(self.probability(presence)[:, k], labels[:, k])
-            if before is not None and before_labels is not None:
-                known = before[:, k] > IMPOSSIBLE
-                scores = before[known, k].sigmoid()
-                self.before_threshold[k] = best_threshold(scores, before_labels[known, k])
+
+    @torch.no_grad()
+    def calibrate_before(self, before: Float[Tensor, "N K"], labels: Bool[Tensor, "N K"]) -> None:
+        """Seals from where on a finding counts as shown by the last prior, which decides whether it has resolved.
+
+        Args:
+            before: Raw logits (`FindingOutputs.before`); those of studies without a prior are left out.
+            labels: Whether the last prior shows the finding.
+        """
+        for k in range(NUM_FINDINGS):
+            known = before[:, k] > IMPOSSIBLE
+            if known.any():
+                self.before_threshold[k] = best_threshold(before[known, k].sigmoid(), labels[known, k])
 
     @torch.no_grad()
     def calibrate_instances(
