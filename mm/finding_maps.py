@@ -77,7 +77,8 @@ class FeaturePyramid(nn.Module):
     """Top-down over the levels of stride (2,4,4), (4,8,8) and (8,16,16), to the finest of them.
 
     The level before, of stride (1,2,2), is folded in: the eight of its cells under each cell, for what is as small as
-    one of them (a nodule of 4 mm). What is smaller still (a plaque) comes from the cells' statistics, where there are any.
+    one of them (a nodule of 4 mm). What is smaller still (a plaque) comes from the cells' statistics, where they are
+    there.
 
     Args:
         widths: Channels of the four levels, the finest first; before them those of `mm.encoders.cells`, if they are
