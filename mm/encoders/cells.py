@@ -16,26 +16,27 @@ CELL: Final = (2, 4, 4)
 """Voxels (z, y, x) a cell: those of the second level of the 3-D ResNet's pyramid."""
 AROUND: Final = (3, 5, 5)
 """Voxels (z, y, x) that a voxel is compared with."""
-WINDOWS_HU: Final = ((-1000.0, -900.0), (-1000.0, -200.0), (-160.0, 240.0), (50.0, 550.0))
-"""Emphysema, lung, soft tissue, calcium."""
+WINDOWS_HU: Final = ((-1000.0, -200.0), (-160.0, 240.0), (50.0, 550.0))
+"""Lung, soft tissue, calcium."""
+CONTRASTS_HU: Final = ((-1000.0, 200.0), (-200.0, 800.0))
+"""What counts in lung and in soft tissue: beside the lung a plaque must not be measured against air."""
 CONTRAST_HU: Final = 300.0
-NUM_STATISTICS: Final = 3 * (len(WINDOWS_HU) + 1)
+NUM_STATISTICS: Final = 3 * (len(WINDOWS_HU) + len(CONTRASTS_HU))
 
 
 @torch.no_grad()
 def cell_statistics(x: Float[Tensor, "N 1 Z Y X"]) -> Float[Tensor, "N C z y x"]:
-    """Greatest, mean and least of each cell in every window, and of the contrast; -1 to 1, C is `NUM_STATISTICS`.
+    """Greatest, mean and least of each cell in every window, and of the contrasts; -1 to 1, C is `NUM_STATISTICS`.
 
     Args:
         x: HU; its axes are multiples of `CELL`.
     """
     x = x[:, 0].float()
-    # Beyond the windows a voxel is as bright as their edge: a metal clip must not darken what lies beside it.
-    clear = x.clamp(WINDOWS_HU[0][0], 2 * WINDOWS_HU[-1][1])
-    contrast = (clear - _mean_around(clear)) / CONTRAST_HU
     scaled = [(x - (high + low) / 2) * (2 / (high - low)) for low, high in WINDOWS_HU]
+    clear = [x.clamp(low, high) for low, high in CONTRASTS_HU]
+    contrasts = [(values - _mean_around(values)) / CONTRAST_HU for values in clear]
     rows = []
-    for values in (*scaled, contrast):
+    for values in (*scaled, *contrasts):
         cells = _cells(values.clamp(-1, 1))
         rows += [cells.amax(-1), cells.mean(-1), cells.amin(-1)]
     return torch.stack(rows, dim=1)
