@@ -77,7 +77,7 @@ class FeaturePyramid(nn.Module):
     """Top-down over the levels of stride (2,4,4), (4,8,8) and (8,16,16), to the finest of them.
 
     The level before, of stride (1,2,2), is folded in: the eight of its cells under each cell, for what is as small as
-    one of them (a plaque, a nodule of 4 mm).
+    one of them (a nodule of 4 mm).
 
     Args:
         widths: Channels of the four levels, the finest first.
@@ -97,7 +97,7 @@ class FeaturePyramid(nn.Module):
         fine, middle, coarse = (lateral(level) for lateral, level in zip(self.lateral, levels[1:], strict=True))
         middle = self.smooth_middle(middle + F.interpolate(coarse, size=middle.shape[2:]))
         fine = fine + self.detail(levels[0]) + F.interpolate(middle, size=fine.shape[2:])
-        return self.smooth_fine(fine + self.place(_coordinates(fine)))  # type: ignore[no-any-return]
+        return self.smooth_fine(fine + self.place(coordinates(fine)))  # type: ignore[no-any-return]
 
 
 class ImageCells(nn.Module):
@@ -119,7 +119,7 @@ class ImageCells(nn.Module):
         size = levels[0].shape[2:]
         scaled = [F.interpolate(lateral(x), size=size) for lateral, x in zip(self.lateral, levels, strict=True)]
         cells = torch.stack(scaled).sum(0)
-        return self.smooth(cells + self.place(_coordinates(cells)))  # type: ignore[no-any-return]
+        return self.smooth(cells + self.place(coordinates(cells)))  # type: ignore[no-any-return]
 
 
 class MapHead(nn.Module):
@@ -165,18 +165,32 @@ class MapHead(nn.Module):
             self.direct.weight.copy_(start.expand(NUM_FINDINGS, -1))
 
     def forward(
-        self, features: Float[Tensor, "N C *cells"], *, study: Int[Tensor, " N"], visit: Int[Tensor, " N"]
+        self,
+        features: Float[Tensor, "N C *cells"],
+        *,
+        study: Int[Tensor, " N"],
+        visit: Int[Tensor, " N"],
+        added: Float[Tensor, "N K *cells"] | None = None,
     ) -> Maps:
-        """Maps and their sums, in float32 whatever autocast says (masses are sums over thousands of cells)."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self._forward(features.float(), study, visit)
+        """Maps and their sums, in float32 whatever autocast says (masses are sums over thousands of cells).
 
-    def _forward(self, features: Tensor, study: Tensor, visit: Tensor) -> Maps:
+        Args:
+            features: Of the cells.
+            study: Which study each picture belongs to.
+            visit: Which visit of it.
+            added: To the maps' logits, by what reads them elsewhere.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            return self._forward(features.float(), study, visit, None if added is None else added.float())
+
+    def _forward(self, features: Tensor, study: Tensor, visit: Tensor, added: Tensor | None) -> Maps:
         shape = tuple(features.shape[2:])
         x = features.flatten(2)
         cells = self.cells.weight @ x + self.cells.bias[:, None]
         maps, fill = cells[:, :NUM_FINDINGS], cells[:, NUM_FINDINGS : 2 * NUM_FINDINGS]
         side = cells[:, 2 * NUM_FINDINGS :]
+        if added is not None:
+            maps = maps + added.flatten(2)
         N, K = maps.shape[:2]
         # How much a cell belongs to a slot: the whole picture, the patient's left, the patient's right.
         slots = torch.cat([torch.ones_like(side), side.sigmoid(), (-side).sigmoid()], dim=1)
@@ -295,7 +309,7 @@ def _smooth(convolution: nn.Module, channels: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.GroupNorm(8 if channels % 8 == 0 else 1, channels), nn.GELU())
 
 
-def _coordinates(like: Tensor) -> Tensor:
+def coordinates(like: Tensor) -> Tensor:
     """Each cell's place from -1 to 1 as channels [1 d *cells]."""
     axes = [torch.linspace(-1, 1, n, device=like.device, dtype=like.dtype) for n in like.shape[2:]]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]

@@ -20,6 +20,7 @@ from mm.batch import BySource, DetectedFinding, Movable, Targets, Tokens
 from mm.calibration import best_instance_threshold, best_threshold, fit_scaling
 from mm.finding_loss import WEIGHTS, image_truth, picture_losses, volume_truth
 from mm.finding_maps import NUM_FINDINGS, FeaturePyramid, ImageCells, MapHead, Maps, PeakHead
+from mm.finding_small import SmallFindings
 from mm.history import FOLLOWED, IMPOSSIBLE, History, HistoryHead, no_history, scatter
 from mm.transformer import CrossAttention, RMSNorm, SwiGLU
 
@@ -104,7 +105,8 @@ class FindingHead(nn.Module):
 
     Args:
         width: Of evidence.
-        volume_widths: Channels of the volume encoder's four pyramid levels; None: no volumes.
+        volume_widths: Channels of the volume encoder's four pyramid levels, before them those of its cells' statistics
+            where it gives any; None: no volumes.
         image_widths: Channels of the image encoder's pyramid; None: no X-rays.
         audio_width: Of the audio encoder's tokens; None: no sounds.
         record_width: Of the record encoder's tokens; None: no records.
@@ -133,7 +135,7 @@ class FindingHead(nn.Module):
         self,
         *,
         width: int = 192,
-        volume_widths: tuple[int, int, int, int] | None = (24, 48, 96, 192),
+        volume_widths: tuple[int, ...] | None = (24, 48, 96, 192),
         image_widths: tuple[int, ...] | None = (96, 192),
         audio_width: int | None = 128,
         record_width: int | None = 128,
@@ -149,6 +151,8 @@ class FindingHead(nn.Module):
         pixel_mm: float = 1.4,
     ) -> None:
         super().__init__()
+        if volume_widths is not None and len(volume_widths) not in (4, 5):
+            raise ValueError(f"volume_widths must be of four levels, or of statistics and four, got {volume_widths}")
         if not 0 <= source_dropout < 1:
             raise ValueError(f"source_dropout must be at least 0 and below 1, got {source_dropout}")
         self.width, self.history_width, self.source_dropout = width, history, source_dropout
@@ -156,9 +160,11 @@ class FindingHead(nn.Module):
         self.volume_stride, self.image_stride = volume_stride, (image_stride, image_stride)
         self.spacing_mm, self.pixel_mm = spacing_mm, (pixel_mm, pixel_mm)
 
-        self.pyramid = self.volume_maps = self.volume_peaks = self.history = None
+        self.pyramid = self.small = self.volume_maps = self.volume_peaks = self.history = None
         if volume_widths is not None:
-            self.pyramid = FeaturePyramid(volume_widths, channels=channels)
+            *statistics, detail, fine, middle, coarse = volume_widths
+            self.pyramid = FeaturePyramid((detail, fine, middle, coarse), channels=channels)
+            self.small = SmallFindings(statistics[0], channels=channels) if statistics else None
             self.volume_maps = MapHead(channels, stride=volume_stride, width=width, hidden=hidden)
             self.volume_peaks = PeakHead(channels, dims=3)
             self.history = HistoryHead(width, history)
@@ -195,10 +201,14 @@ class FindingHead(nn.Module):
     # ------------------------------------------------------------------------------ each source alone
 
     def see_volumes(self, pyramid: tuple[Tensor, ...], *, study: Int[Tensor, " N"], visit: Int[Tensor, " N"]) -> Maps:
-        """Maps of volumes, given as the four levels of their pyramid; visits are flattened."""
+        """Maps of volumes, given as the levels of their pyramid; visits are flattened."""
         assert self.pyramid is not None, "this head was made without volumes"
         assert self.volume_maps is not None
-        return self.volume_maps(self.pyramid(pyramid), study=study, visit=visit)  # type: ignore[no-any-return]
+        features, added = self.pyramid(pyramid[-4:]), None
+        if self.small is not None:
+            more, added = self.small(pyramid[0])
+            features = features + more
+        return self.volume_maps(features, study=study, visit=visit, added=added)  # type: ignore[no-any-return]
 
     def see_images(self, pyramid: tuple[Tensor, ...], *, study: Int[Tensor, " N"]) -> Maps:
         """Maps of X-rays, given as the levels of their pyramid."""
@@ -312,29 +322,29 @@ class FindingHead(nn.Module):
         return (presence.float() / self.temperature + self.bias).sigmoid()
 
     @torch.no_grad()
-    def calibrate(
-        self,
-        presence: Float[Tensor, "N K"],
-        labels: Bool[Tensor, "N K"],
-        *,
-        before: Float[Tensor, "N K"] | None = None,
-        before_labels: Bool[Tensor, "N K"] | None = None,
-    ) -> None:
+    def calibrate(self, presence: Float[Tensor, "N K"], labels: Bool[Tensor, "N K"]) -> None:
         """Seals temperature, bias and the threshold of the best F1 of each finding, from studies not trained on.
 
         Args:
             presence: Raw logits.
             labels: Truth.
-            before: Raw logits of the last prior (`FindingOutputs.before`); impossible ones are left out.
-            before_labels: Whether the last prior shows the finding.
         """
         for k in range(NUM_FINDINGS):
             self.temperature[k], self.bias[k] = fit_scaling(presence[:, k], labels[:, k])
             self.threshold[k] = best_threshold(self.probability(presence)[:, k], labels[:, k])
-            if before is not None and before_labels is not None:
-                known = before[:, k] > IMPOSSIBLE
-                scores = before[known, k].sigmoid()
-                self.before_threshold[k] = best_threshold(scores, before_labels[known, k])
+
+    @torch.no_grad()
+    def calibrate_before(self, before: Float[Tensor, "N K"], labels: Bool[Tensor, "N K"]) -> None:
+        """Seals from where on a finding counts as shown by the last prior, which decides whether it has resolved.
+
+        Args:
+            before: Raw logits (`FindingOutputs.before`); those of studies without a prior are left out.
+            labels: Whether the last prior shows the finding.
+        """
+        for k in range(NUM_FINDINGS):
+            known = before[:, k] > IMPOSSIBLE
+            if known.any():
+                self.before_threshold[k] = best_threshold(before[known, k].sigmoid(), labels[known, k])
 
     @torch.no_grad()
     def calibrate_instances(

@@ -5,7 +5,7 @@ import math
 from typing import ClassVar, Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mm import ontology
@@ -93,13 +93,21 @@ class FindingsTask(Task):
         presence, labels, before, before_labels = (
             torch.cat([getattr(item, name) for item in self._heard]).to(head.threshold.device) for name in names
         )
-        head.calibrate(presence, labels, before=before, before_labels=before_labels)
+        head.calibrate(presence, labels)
+        head.calibrate_before(before, before_labels)
         scores, hits, finding = (
             torch.cat([getattr(item, name) for item in self._heard])
             for name in ("instance_scores", "instance_hits", "instance_finding")
         )
         num_true = torch.stack([item.num_true for item in self._heard]).sum(0)
         head.calibrate_instances(scores, hits, finding, num_true)
+
+
+def shown_before(targets: Targets) -> Bool[Tensor, "B K"]:
+    """Which findings the last prior shows, on the CPU; none where there is no prior."""
+    if targets.count is None or targets.count.shape[1] < 2:
+        return torch.zeros_like(targets.present, device="cpu")
+    return (targets.count[:, 1] > 0).cpu()
 
 
 LEAST_SCORE: Final = 0.02
@@ -115,9 +123,7 @@ class Verdict:
         self.presence = found.presence.detach().float().cpu()
         self.labels = targets.present.cpu()
         self.before = found.before.detach().float().cpu()
-        self.before_labels = torch.zeros_like(self.labels)
-        if targets.count is not None and targets.count.shape[1] > 1:
-            self.before_labels = (targets.count[:, 1] > 0).cpu()
+        self.before_labels = shown_before(targets)
         # Only where there is a prior does the head choose among the changes.
         known = (targets.change > 0).cpu() & (found.change[..., 0] < 0).cpu()
         self.change_correct = found.change.argmax(-1).cpu()[known] == targets.change.cpu()[known]
