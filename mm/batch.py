@@ -350,12 +350,14 @@ class Truth:
 class Sentence:
     """One sentence with placeholders (<size>, <side>, <days>, <findings>) and what it is about.
 
-    `finding` is the index into the report's list of findings, or None for kinds that sum up.
+    `finding` is the index into the report's list of findings, or None for kinds that sum up. A sentence that isn't
+    `measured` is worded as if nobody knew the finding's size, and says neither size nor grade.
     """
 
     kind: SlotKind
     text: str
     finding: int | None = None
+    measured: bool = True
 
 
 @dataclass(frozen=True)

@@ -283,10 +283,14 @@ class MultimodalModel(nn.Module):
             reading: Of a batch.
             tokenizer: Of the checkpoint.
             language: Of the sentences.
-            sampling: Greedy by default.
+            sampling: Greedy by default. Its seed is of all studies, or one a study.
+
+        Raises:
+            ValueError: There is not one seed a study.
         """
         assert self.decoder is not None
         plan = reading.plan()
+        sampling = replace(sampling, seed=plan.seeds(sampling.seeds(len(reading.findings))))
         rows = plan.rows(language).to(reading.memory.values.device)
         written = self.decoder.generate(rows, reading.memory, sampling=sampling, rows=rows.study)
         return plan.reports(written, tokenizer=tokenizer, language=language)

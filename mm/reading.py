@@ -1,11 +1,14 @@
 """From findings to a report: which sentences it has, the decoder's rows for them, and the report they become."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import torch
 
+from mm import ontology
 from mm.batch import (
     SPECIAL_IDS,
     DetectedFinding,
@@ -80,6 +83,20 @@ class Plan:
         study = torch.tensor([study for study, _, _ in self.sentences], dtype=torch.long)
         return Writing(study, Slots(*columns), prompt, None)
 
+    def seeds(self, studies: Sequence[int]) -> tuple[int, ...]:
+        """One a sentence, from one a study: by what the report tells, and the place in it.
+
+        Neither the study's name nor its neighbours in the batch decide what is drawn; studies of which different
+        things are told get wordings drawn apart.
+        """
+        told: list[list[str]] = [[] for _ in self.findings]
+        for study, kind, index in self.sentences:
+            told[study].append(kind if index is None else _told(self.findings[study][index]))
+        digests = [hashlib.sha256("\n".join(lines).encode()).digest()[:6] for lines in told]
+        bases = [seed + int.from_bytes(digest, "big") for seed, digest in zip(studies, digests, strict=True)]
+        places = chain.from_iterable(range(len(lines)) for lines in told)  # a study's sentences lie together
+        return tuple(bases[study] + place for (study, _, _), place in zip(self.sentences, places, strict=True))
+
     def reports(self, written: Generated, *, tokenizer: DecodesText, language: Language) -> list[GeneratedReport]:
         """One report a study, from what the decoder made of `rows(language)`."""
         sentences: list[list[GeneratedSentence]] = [[] for _ in self.findings]
@@ -88,3 +105,11 @@ class Plan:
             sentences[study].append(GeneratedSentence(kind, tokenizer.decode(ids), index, score))
         studies = zip(self.findings, sentences, strict=True)
         return [GeneratedReport(language, findings, tuple(lines)) for findings, lines in studies]
+
+
+def _told(item: DetectedFinding) -> str:
+    """A finding as far as a report tells it."""
+    size = "unmeasured"
+    if item.size is not None and ontology.finding(item.code).measure is not None:
+        size = ontology.format_size(item.code, item.size)
+    return f"{item.code} {item.side} {size} {item.change}"

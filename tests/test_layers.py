@@ -55,10 +55,13 @@ ALLOWED = {
         "mm.phantom",
         "mm.report",
         "mm.training.checkpoint",
+        "mm.decoder.generate",
         "mm.decoder.onednn",
         "mm",
     },
-    "pipeline": _BASE | _TELL | {"mm.pipeline", "mm.data", "mm.dicom", "mm.report", "mm.training.checkpoint", "mm"},
+    "pipeline": _BASE
+    | _TELL
+    | {"mm.pipeline", "mm.data", "mm.dicom", "mm.report", "mm.training.checkpoint", "mm.decoder.generate", "mm"},
 }
 ABOVE = {"cli", "__init__", "__main__"}
 WITHOUT_NETWORKS = ("ontology", "dicom", "phantom", "report", "trust", "errors", "files")

@@ -8,7 +8,19 @@ import pytest
 import torch
 
 from mm import ontology
-from mm.batch import SLOT_KINDS, Audio, Batch, Images, Padded, Records, Slots, Targets, Volumes, Writing
+from mm.batch import (
+    SLOT_KINDS,
+    Audio,
+    Batch,
+    Images,
+    Padded,
+    Records,
+    Slots,
+    Targets,
+    Tokens,
+    Volumes,
+    Writing,
+)
 from mm.data.tokenizer import SPECIAL_IDS
 from mm.decoder.decoder import MoEDecoder
 from mm.decoder.generate import Sampling
@@ -20,6 +32,7 @@ from mm.encoders.wav2vec import Wav2VecEncoder
 from mm.findings import FindingHead
 from mm.fusion.alignment import CrossModalAlignment
 from mm.model import MultimodalModel
+from mm.reading import Reading
 
 MODALITIES = ("volume", "image", "audio", "record")
 SHORT = Sampling(max_new_tokens=6)
@@ -209,6 +222,40 @@ def test_a_study_reads_the_same_alone_and_in_a_batch() -> None:
         together, single = model.find(model.encode(batch)), model.find(model.encode(alone))
     assert torch.allclose(together.presence[1], single.presence[0], atol=1e-5)
     assert torch.allclose(together.tokens[1], single.tokens[0], atol=1e-5)
+
+
+def test_drawn_words_of_a_study_do_not_depend_on_its_neighbours() -> None:
+    model, batch = make_model().eval(), make_batch()
+    model.findings.threshold.fill_(0.0)
+    together = model.read(batch)
+    drawn = replace(Sampling.consensus_of(3), max_new_tokens=6)
+    reports = model.write(together, tokenizer=Words(), sampling=drawn)
+    assert model.write(together, tokenizer=Words(), sampling=drawn) == reports
+    for study, report in enumerate(reports):
+        memory = Tokens(together.memory.values[[study]], together.memory.mask[[study]])
+        reading = Reading(together.findings[study : study + 1], (together.compared[study],), memory)
+        (alone,) = model.write(reading, tokenizer=Words(), sampling=drawn)
+        assert [item.text for item in alone.sentences] == [item.text for item in report.sentences]
+    own = model.write(together, tokenizer=Words(), sampling=replace(drawn, seed=(0, 1, 0)))
+    assert [a.sentences == b.sentences for a, b in zip(own, reports, strict=True)] == [True, False, True]
+    with pytest.raises(ValueError, match=r"seed must be one number or 3 .*got 2"):
+        model.write(together, tokenizer=Words(), sampling=replace(drawn, seed=(0, 1)))
+
+
+def test_a_seed_is_of_what_is_told_and_of_the_place_in_the_report() -> None:
+    model, batch = make_model().eval(), make_batch()
+    model.findings.threshold.fill_(0.0)
+    reading = model.read(batch)
+    plan = reading.plan()
+    seeds = plan.seeds((0, 0, 0))
+    assert len(set(seeds)) == len(plan.sentences)
+    assert plan.seeds((0, 0, 0)) == seeds
+    (index, *_) = (i for i, item in enumerate(reading.findings[0]) if item.present and item.side != "none")
+    turned = list(reading.findings[0])
+    turned[index] = replace(turned[index], side="left" if turned[index].side == "right" else "right")
+    other = replace(reading, findings=(tuple(turned), *reading.findings[1:])).plan().seeds((0, 0, 0))
+    changed = {study for (study, _, _), a, b in zip(plan.sentences, seeds, other, strict=True) if a != b}
+    assert changed == {0}
 
 
 def test_generate_does_not_look_at_labels() -> None:

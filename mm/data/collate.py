@@ -1,6 +1,7 @@
 """Samples to one padded `Batch`: inputs, the rows of text to learn, and the finding head's targets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -171,6 +172,8 @@ def _writing(samples: Sequence[Sample], tokenizer: Tokenizer, rows: tuple[Rows, 
             for sentence in sample.report:
                 study.append(b)
                 about = None if sentence.finding is None else findings[sentence.finding]
+                if about is not None and not sentence.measured:
+                    about = replace(about, size=None)
                 slots.append(slot(sentence.kind, about))
                 prompts.append(tokenizer.prompt(sample.language))
                 targets.append(tokenizer.target(sentence.text))

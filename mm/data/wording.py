@@ -18,6 +18,8 @@ from mm.phantom.record import render_record
 CHINESE: Final = 0.4
 """Share of training texts in Chinese; half would cost English, which retrieval is measured on."""
 
+UNMEASURED: Final = 0.1
+"""Share of the training sentences on findings in which the size isn't known."""
 
 KEPT: Final = 4096
 """Patients that a process remembers, a few kilobytes each."""
@@ -27,7 +29,8 @@ class PhantomWords(Dataset[Sample]):
     """What is said of the patients of a `PhantomDataset`, index by index, with none of its inputs.
 
     In the training split language, templates and questions are drawn afresh each time (from torch's random state,
-    which differs by worker and epoch); in the others they are the data set's own.
+    which differs by worker and epoch), and some sentences leave the size away, which `text` never does; in the others
+    they are the data set's own.
     """
 
     def __init__(self, rendered: PhantomDataset, *, record: Literal["without", "with"] = "without") -> None:
@@ -75,4 +78,5 @@ def _afresh(findings: tuple[FindingTruth, ...], *, days: float | None) -> tuple[
     report = text.report(findings, language=language, days=days, split="train", rng=rng)
     asked = questions(findings, rng=rng)
     filled = text.filled(report, findings, days=days, language=language)
-    return language, Words(report, filled, tuple(pair.en if language == "en" else pair.zh for pair in asked))
+    told = text.unmeasured(report, findings, share=UNMEASURED, language=language, split="train", rng=rng)
+    return language, Words(told, filled, tuple(pair.en if language == "en" else pair.zh for pair in asked))

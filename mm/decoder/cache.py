@@ -43,6 +43,51 @@ class MemoryKeys:
         """Some of the rows."""
         return MemoryKeys(self.k[rows], self.v[rows], self.mask[rows])
 
+    @property
+    def row_bytes(self) -> int:
+        """What one row takes."""
+        return self.k[0].nbytes + self.v[0].nbytes
+
+    def fork(self, number: int) -> "SharedKeys":
+        """For `number` times the rows, those of one memory side by side; nothing is copied."""
+        return SharedKeys(self, torch.arange(len(self.mask), device=self.mask.device).repeat_interleave(number))
+
+
+@dataclass(frozen=True)
+class SharedKeys:
+    """Memories that several rows read each: a memory's rows ask it together, as queries of one batch element.
+
+    Attributes:
+        keys: Of each memory.
+        rows: Which of them each row reads; ascending, none left out.
+    """
+
+    keys: MemoryKeys
+    rows: Int[Tensor, " M"]
+
+    def attend(self, q: Float[Tensor, "M L H K"], *, dropout: float = 0.0) -> Float[Tensor, "M L H W"]:
+        """What each query reads of its row's memory."""
+        counts = torch.bincount(self.rows, minlength=len(self.keys.mask))
+        places = torch.arange(len(q), device=q.device) - (counts.cumsum(0) - counts)[self.rows]
+        asked = q.new_zeros(len(counts), int(counts.max()), *q.shape[1:])
+        asked[self.rows, places] = q
+        read = self.keys.attend(asked.flatten(1, 2), dropout=dropout).unflatten(1, asked.shape[1:3])
+        return read[self.rows, places]
+
+    def select(self, rows: Int[Tensor, " R"]) -> "SharedKeys":
+        """Some of the rows, in their order."""
+        kept, own = self.rows[rows].unique_consecutive(return_inverse=True)
+        return SharedKeys(self.keys if len(kept) == len(self.keys.mask) else self.keys.select(kept), own)
+
+    @property
+    def row_bytes(self) -> int:
+        """What one row would take alone."""
+        return self.keys.row_bytes
+
+    def fork(self, number: int) -> "SharedKeys":
+        """For `number` times the rows; nothing is copied."""
+        return SharedKeys(self.keys, self.rows.repeat_interleave(number))
+
 
 class LayerCache:
     """Keys and values of one layer in one preallocated block; rows may be of unequal length.
@@ -96,14 +141,13 @@ class DecodingState:
     """Everything that the next step of generation needs."""
 
     layers: tuple[LayerCache, ...]
-    memory: tuple[MemoryKeys, ...]
+    memory: tuple[MemoryKeys | SharedKeys, ...]
     lengths: Int[Tensor, " M"]
 
     @property
     def row_bytes(self) -> int:
         """What one row takes: its own keys and values, and a copy of its memory's."""
-        read = sum(memory.k[0].nbytes + memory.v[0].nbytes for memory in self.memory)
-        return read + sum(layer.row_bytes for layer in self.layers)
+        return sum(memory.row_bytes for memory in self.memory) + sum(layer.row_bytes for layer in self.layers)
 
     def select(self, rows: Int[Tensor, " R"]) -> "DecodingState":
         """Some of the rows; those that have ended need no more work."""
@@ -112,6 +156,12 @@ class DecodingState:
             tuple(memory.select(rows) for memory in self.memory),
             self.lengths[rows],
         )
+
+    def fork(self, number: int) -> "DecodingState":
+        """Every row `number` times, side by side, from here on apart; their memories are shared."""
+        rows = torch.arange(len(self.lengths), device=self.lengths.device).repeat_interleave(number)
+        layers = tuple(layer.select(rows) for layer in self.layers)
+        return DecodingState(layers, tuple(memory.fork(number) for memory in self.memory), self.lengths[rows])
 
     def advance(self, lengths: Int[Tensor, " M"]) -> "DecodingState":
         """After tokens were added: rows are now this long."""

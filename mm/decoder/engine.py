@@ -240,6 +240,8 @@ class Engine:
             )
         if not isinstance(sampling.seed, int):
             raise ValueError(f"seed of a request must be one number, got {len(sampling.seed)}")
+        if sampling.samples > 1:
+            raise ValueError(f"samples of a request must be 1 (submit it once a sample), got {sampling.samples}")
         if sampling.stop and self.decode is None:
             raise ValueError(f"stop {sampling.stop!r} needs `decode`, the tokenizer's, got None")
         sampling.check_vocabulary(self.decoder.vocab_size)

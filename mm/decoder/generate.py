@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,10 +11,13 @@ from torch import Tensor
 
 from mm.batch import SPECIAL_IDS, Padded
 from mm.decoder.cache import DecodingState
+from mm.decoder.consensus import consensus
 from mm.decoder.grammar import Grammar, forbidden
 
 NEVER_WRITTEN = (SPECIAL_IDS.pad, SPECIAL_IDS.en, SPECIAL_IDS.zh, SPECIAL_IDS.slot, SPECIAL_IDS.answer)
 """Specials that only ever stand in a prompt."""
+CONSENSUS_TOP_P: Final = 0.9
+"""Of sentences that are drawn to agree: without the tail, in which a small decoder garbles words."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Sampling:
         stop: A row ends with the token that completes one of these strings.
         grammar: A row writes what this allows and then ends. One that `max_new_tokens` cuts isn't whole, and has no
             `<end>`.
+        samples: Texts drawn for each row, of which the one that agrees most with the others is kept, see
+            `mm.decoder.consensus`.
     """
 
     max_new_tokens: int = 64
@@ -40,6 +45,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    samples: int = 1
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -56,6 +62,15 @@ class Sampling:
             raise ValueError(f"stop must hold strings of at least one character, got {self.stop!r}")
         if self.stop and self.grammar is not None:
             raise ValueError(f"stop must be empty with a grammar, whose texts it would cut, got {self.stop!r}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(f"samples must be 1 with temperature 0 (all would be alike), got {self.samples}")
+
+    @classmethod
+    def consensus_of(cls, samples: int) -> "Sampling":
+        """The consensus of so many texts a row, drawn without the tail; greedy for one."""
+        return cls() if samples == 1 else cls(temperature=1.0, top_p=CONSENSUS_TOP_P, samples=samples)
 
     def seeds(self, rows: int) -> tuple[int, ...]:
         """One a row.
@@ -79,16 +94,16 @@ class Sampling:
                 f"grammar must be for at most the decoder's {vocab_size} ids, got {self.grammar.vocab_size}"
             )
 
-    def draws(self, rows: int) -> Float[Tensor, "M S"]:
-        """Uniform numbers for every row and step.
+    def draws(self, rows: int) -> Float[Tensor, "R S"]:
+        """Uniform numbers for every step of `samples` texts a row, those of a row one behind the other.
 
         Raises:
             ValueError: There is not one seed a row.
         """
         seeds = self.seeds(rows)
         made = {seed: torch.Generator().manual_seed(seed) for seed in seeds}
-        streams = {seed: torch.rand(self.max_new_tokens, generator=made[seed]) for seed in made}
-        return torch.stack([streams[seed] for seed in seeds]) if seeds else torch.empty(0, self.max_new_tokens)
+        streams = {seed: torch.rand(self.samples, self.max_new_tokens, generator=made[seed]) for seed in made}
+        return torch.cat([streams[seed] for seed in seeds]) if seeds else torch.empty(0, self.max_new_tokens)
 
 
 GREEDY = Sampling()
@@ -115,6 +130,10 @@ class Generated:
         """The ids without padding."""
         lengths = self.ids.lengths.tolist()
         return [row[:length] for row, length in zip(self.ids.values.tolist(), lengths, strict=True)]
+
+    def select(self, rows: Int[Tensor, " R"]) -> "Generated":
+        """Some of the rows."""
+        return Generated(Padded(self.ids.values[rows], self.ids.lengths[rows]), self.log_probabilities[rows])
 
 
 @runtime_checkable
@@ -197,9 +216,11 @@ def write(
     if sampling.stop and decode is None:
         raise ValueError(f"stop {sampling.stop!r} needs `decode`, the tokenizer's, got None")
     sampling.check_vocabulary(logits.shape[1])
+    draws = sampling.draws(len(logits)).to(logits.device)
+    if sampling.samples > 1:
+        logits, state = logits.repeat_interleave(sampling.samples, 0), state.fork(sampling.samples)
     rows, device = len(logits), logits.device
     matchers = [] if sampling.grammar is None else [sampling.grammar.begin() for _ in range(rows)]
-    draws = sampling.draws(rows).to(device)
     ids = torch.full((rows, sampling.max_new_tokens), SPECIAL_IDS.pad, dtype=torch.long, device=device)
     log_probabilities = torch.zeros(rows, sampling.max_new_tokens, device=device)
     active = torch.arange(rows, device=device)
@@ -227,4 +248,9 @@ def write(
         logits, state = decoder.step(chosen, state)
     lengths = (ids != SPECIAL_IDS.pad).sum(-1)
     longest = int(lengths.max()) if rows else 0
-    return Generated(Padded(ids[:, :longest], lengths), log_probabilities[:, :longest])
+    written = Generated(Padded(ids[:, :longest], lengths), log_probabilities[:, :longest])
+    if sampling.samples == 1:
+        return written
+    texts, number = written.rows(), sampling.samples
+    kept = [first + consensus(texts[first : first + number]) for first in range(0, rows, number)]
+    return written.select(torch.tensor(kept, dtype=torch.long, device=device))

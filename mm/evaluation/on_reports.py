@@ -13,6 +13,7 @@ import mm
 from mm.batch import Batch, DetectedFinding, GeneratedReport, Language, Sample, Volumes
 from mm.data.augment import mirror
 from mm.data.collate import collate
+from mm.decoder.generate import Sampling
 from mm.evaluation import baselines
 from mm.evaluation.evaluate import Evaluation, Results, batches, tracked
 from mm.evaluation.heard import Heard
@@ -45,6 +46,7 @@ class ReportEvaluation(Evaluation):
         language: Of the reports.
         batch_size: Studies a batch.
         audit: Which scores notice it when the model's reports are made wrong, beside the references.
+        samples: Drawn for each sentence, as in `GenerateReport`.
     """
 
     checkpoint: str
@@ -60,13 +62,14 @@ class ReportEvaluation(Evaluation):
         language: Language = "en",
         batch_size: int = 8,
         audit: bool = False,
+        samples: int = 1,
     ) -> None:
-        if min(studies, baseline_studies, batch_size) < 1:
-            raise ValueError("studies, baseline_studies and batch_size must be at least 1")
+        if min(studies, baseline_studies, batch_size, samples) < 1:
+            raise ValueError("studies, baseline_studies, batch_size and samples must be at least 1")
         self.checkpoint, self.studies, self.seed = checkpoint, studies, seed
         self.baseline_studies, self.baseline_seed = baseline_studies, baseline_seed
         self.language: Language = language
-        self.batch_size, self.audit = batch_size, audit
+        self.batch_size, self.audit, self.samples = batch_size, audit, samples
 
     def run(self) -> Results:
         """Generates, reads and scores every report."""
@@ -97,6 +100,7 @@ class ReportEvaluation(Evaluation):
                 "phantom table": table_digest()[:16],
                 "baselines trained on": f"{self.baseline_studies} patients, seed {self.baseline_seed}",
                 "language": self.language,
+                "sentences": "greedy" if self.samples == 1 else f"consensus of {self.samples} drawn",
                 "split": f"test of phantom, {len(heard.ids)} items, sha256 of their ids {ids_digest(heard.ids)}",
             },
             scores=scores,
@@ -113,9 +117,10 @@ class ReportEvaluation(Evaluation):
     def _write(self, loaded: Loaded, samples: Sequence[Sample]) -> list[tuple[GeneratedReport, tuple[str, ...]]]:
         """Reports and their sentences, filled. The model never sees the truth: it is taken off before."""
         blind = [replace(sample, truth=None, report=(), text="", questions=()) for sample in samples]
+        sampling = Sampling.consensus_of(self.samples)
         with torch.inference_mode():
             written = loaded.model.generate(
-                self._batch(loaded, blind), tokenizer=loaded.tokenizer, language=self.language
+                self._batch(loaded, blind), tokenizer=loaded.tokenizer, language=self.language, sampling=sampling
             )
         return [
             (

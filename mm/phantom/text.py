@@ -6,7 +6,7 @@ wordings never seen.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, Literal
 
@@ -108,6 +108,36 @@ def report(
     sentences.append(Sentence("normal", _choose(summary_templates(language, "normal"), split, rng)))
     sentences.append(Sentence("impression", _choose(summary_templates(language, "impression"), split, rng)))
     return tuple(sentences)
+
+
+def unmeasured(
+    sentences: Sequence[Sentence],
+    findings: Sequence[FindingTruth],
+    *,
+    share: float,
+    language: Language,
+    split: Split,
+    rng: np.random.Generator,
+) -> tuple[Sentence, ...]:
+    """The same report, some of its findings worded as if nobody knew their size.
+
+    Truth knows every size; a finding head doesn't know that of a fracture which only the X-ray shows.
+
+    Args:
+        sentences: Of `report`.
+        findings: As given to it.
+        share: Of the finding sentences, drawn at random.
+        language: Of the report.
+        split: As in `report`.
+        rng: Chooses sentences and templates.
+    """
+    told = []
+    for sentence in sentences:
+        if sentence.finding is not None and rng.random() < share:
+            item = replace(findings[sentence.finding], size=None)
+            sentence = replace(sentence, text=_choose(_situation(item, language), split, rng), measured=False)
+        told.append(sentence)
+    return tuple(told)
 
 
 def filled(

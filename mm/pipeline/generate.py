@@ -11,6 +11,7 @@ import torch
 import mm
 from mm import ontology
 from mm.batch import DetectedFinding, GeneratedReport, Language, Sample
+from mm.decoder.generate import Sampling
 from mm.dicom.resample import unfit_point
 from mm.pipeline.case import Case, Sealed
 from mm.pipeline.stage import Stage
@@ -33,21 +34,31 @@ class GenerateReport(Stage):
         batch_size: Studies that go through the model together. Batches are cut from the whole input in a
             fixed order, whether some are finished already or not: a rerun repeats the same arithmetic.
         languages: Of the sentences; the first is the one the page opens in.
+        samples: Drawn for each sentence, of which the one that agrees most with the others is kept. 1: the sentence
+            is written greedily. What is drawn depends on what is found alone, so that reports can be repeated.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"volume", "image"})
     provides: ClassVar[frozenset[str]] = frozenset({"report"})
 
     def __init__(
-        self, *, checkpoint: str | Path = "default", batch_size: int = 4, languages: tuple[Language, ...] = LANGUAGES
+        self,
+        *,
+        checkpoint: str | Path = "default",
+        batch_size: int = 4,
+        languages: tuple[Language, ...] = LANGUAGES,
+        samples: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        if samples < 1:
+            raise ValueError(f"samples must be 1 or more, got {samples}")
         if not languages or len(set(languages)) < len(languages):
             raise ValueError(f"languages must name each of {', '.join(LANGUAGES)} at most once, got {languages}")
         self.checkpoint = checkpoint
         self.batch_size = batch_size
         self.languages = languages
+        self.samples = samples
 
     @cached_property
     def loaded(self) -> "Loaded":
@@ -71,10 +82,11 @@ class GenerateReport(Stage):
         kept = self.loaded.preprocessing
         samples = [to_sample(case) for case in cases]
         batch = collate(samples, self.loaded.tokenizer, rows=(), max_words=kept.max_words, max_text=kept.max_text)
+        sampling = Sampling.consensus_of(self.samples)
         with torch.inference_mode():
             reading = self.loaded.model.read(batch)
             written = [
-                self.loaded.model.write(reading, tokenizer=self.loaded.tokenizer, language=language)
+                self.loaded.model.write(reading, tokenizer=self.loaded.tokenizer, language=language, sampling=sampling)
                 for language in self.languages
             ]
         return [

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,19 @@ def test_a_study_is_the_same_alone_and_beside_a_longer_one(tokenizer: Tokenizer)
     assert alone.targets.centers is not None
     assert beside.targets.centers is not None
     assert torch.equal(alone.targets.centers[0, 0], beside.targets.centers[0, 0])
+
+
+def test_a_sentence_that_is_not_measured_has_a_slot_without_grade(tokenizer: Tokenizer) -> None:
+    sample = full_sample()
+    told, *rest = sample.report
+    untold = replace(sample, report=(replace(told, text="A nodule.", measured=False), *rest))
+    before, after = (collate([item], tokenizer, rows=("report",)).writing for item in (sample, untold))
+    assert before is not None
+    assert after is not None
+    assert before.slots.grade[0] == ontology.GRADES.index(ontology.grade("nodule", 12.0))
+    assert after.slots.grade[0] == ontology.GRADES.index("none")
+    for name in ("kind", "code", "side", "change"):
+        assert torch.equal(getattr(before.slots, name), getattr(after.slots, name))
 
 
 def test_targets_hold_instances_by_visit(tokenizer: Tokenizer) -> None:

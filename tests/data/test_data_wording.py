@@ -58,3 +58,16 @@ def test_a_vocabulary_sees_reports_questions_and_records() -> None:
     assert any("<size>" in text for text in seen)
     assert any("?" in text or "？" in text for text in seen)
     assert len(seen) > 40
+
+
+def test_some_training_sentences_leave_the_size_away_but_the_text_does_not() -> None:
+    words, other = open_words(SPEC, "train"), open_words(SPEC, "val")
+    torch.manual_seed(0)
+    samples = [words[i] for i in range(12) for _ in range(10)]
+    told = [(sample, sentence) for sample in samples for sentence in sample.report if sentence.finding is not None]
+    without = [(sample, sentence) for sample, sentence in told if not sentence.measured]
+    assert 0.05 < len(without) / len(told) < 0.2
+    assert not any("<size>" in sentence.text for _, sentence in without)
+    sized = [item for sample in samples if sample.truth is not None for item in sample.truth.findings if item.present]
+    assert all(item.size is not None for item in sized if ontology.finding(item.code).measure is not None)
+    assert all(sentence.measured for i in range(12) for sentence in other[i].report)

@@ -6,7 +6,7 @@ import pytest
 from mm import ontology
 from mm.batch import FindingTruth
 from mm.evaluation.labels import labels
-from mm.phantom.text import filled, finding_templates, report, summary_templates
+from mm.phantom.text import filled, finding_templates, report, summary_templates, unmeasured
 from mm.report.text import fill
 
 
@@ -111,3 +111,24 @@ def test_train_never_draws_a_held_out_template():
             drawn[split].add(sentences[0].text)
     assert not drawn["train"] & held
     assert held <= drawn["test"]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_an_unmeasured_finding_is_told_without_size_and_grade(language):
+    findings = [
+        truth(kind, change, grade, sided) for kind, change, grade, sided in situations() if change != "resolved"
+    ]
+    told = report(findings, language=language, days=40.0, split="train", rng=np.random.default_rng(0))
+    options = {"language": language, "split": "train"}
+    assert unmeasured(told, findings, share=0.0, rng=np.random.default_rng(1), **options) == told
+    every = unmeasured(told, findings, share=1.0, rng=np.random.default_rng(1), **options)
+    for before, sentence in zip(told, every, strict=True):
+        if sentence.finding is None:
+            assert sentence == before
+            continue
+        item = findings[sentence.finding]
+        known = finding_templates(language, item.code, item.change, "none", sided=item.side != "none")
+        assert sentence.text in {template.text for template in known if template.split == "train"}
+        assert (sentence.kind, sentence.finding, sentence.measured) == (before.kind, before.finding, False)
+    some = unmeasured(told, findings, share=0.1, rng=np.random.default_rng(1), **options)
+    assert sum(not sentence.measured for sentence in some) / len(findings) == pytest.approx(0.1, abs=0.05)
