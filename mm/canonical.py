@@ -35,8 +35,10 @@ class _Side:
 
     @classmethod
     def of(cls, alike: Float[Tensor, "N N"], *, components: int, ridge: float) -> "_Side":
-        """Of the kernel among the fitted pairs. Centred, its components are orthogonal to the constant: the mean over
-        the columns of a new row never matters."""
+        """Of the kernel among the fitted pairs.
+
+        Centred, its components are orthogonal to the constant: the mean of a new row never matters.
+        """
         kernel = alike.double()
         kernel = kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
         variances, vectors = (found.flip(-1)[..., :components] for found in torch.linalg.eigh(kernel))

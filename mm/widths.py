@@ -45,7 +45,7 @@ def check_widths(
             pairs.append(("answers.image_width", answers.image_width, None if image is None else image.width))
     if canonical is not None:
         if image is None or text is None or compared == "as_is":
-            raise ValueError('canonical compares images with texts; give it `image` and `text`, and compared="projected"')
+            raise ValueError('canonical compares images with texts: give `image`, `text` and compared="projected"')
         pairs.append(("canonical.image_width", canonical.image_width, image.width))
         pairs.append(("canonical.text_width", canonical.text_width, text.width))
     if decoder is not None and decoder.memory_width != fusion.width:

@@ -56,6 +56,7 @@ ALLOWED = {
         "mm.phantom",
         "mm.report",
         "mm.training.checkpoint",
+        "mm.decoder.generate",
         "mm.decoder.onednn",
         "mm",
     },
