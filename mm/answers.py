@@ -96,12 +96,7 @@ class AnswerHead(nn.Module):
             return self.pictures.new_zeros(rows, 0)
         if image is None:
             return self.picture_mean.expand(rows, -1)  # a question without an image is on the mean of all images
-        values, mask = image.values.float(), image.mask[..., None]
-        count = mask.sum(1).clamp(min=1)
-        mean = (values * mask).sum(1) / count
-        spread = ((values - mean[:, None]).square() * mask).sum(1) / (count - 1).clamp(min=1)
-        highest = values.masked_fill(~mask, -torch.inf).amax(1)
-        seen = torch.cat([mean, spread.sqrt(), highest], dim=1)
+        seen = statistics(image)
         return torch.where(image.mask.any(1)[:, None], seen, self.picture_mean)
 
     @torch.no_grad()
@@ -167,15 +162,28 @@ class AnswerHead(nn.Module):
         return alike
 
     def _bags(self, ids: Int[Tensor, "M L"]) -> Float[Tensor, "M W"]:
-        """Unit vectors over the words of the fitted questions, each weighted by how rare it is; 0 is no word."""
-        known = self.asked.unique()  # type: ignore[no-untyped-call]
-        fitted = torch.zeros(len(self.asked), len(known), device=ids.device)
-        fitted.scatter_(1, torch.searchsorted(known, self.asked), 1.0)
-        rare = (len(fitted) / fitted.sum(0)).log() * (known != 0)
-        place = torch.searchsorted(known, ids.contiguous()).clamp(max=len(known) - 1)
-        bags = torch.zeros(len(ids), len(known), device=ids.device)
-        bags.scatter_reduce_(1, place, (known[place] == ids).float(), "amax")
-        return F.normalize(bags * rare, dim=-1)
+        return word_bags(ids, self.asked)
+
+
+def statistics(image: Tokens) -> Float[Tensor, "B F"]:
+    """Mean, deviation and maximum of each image's tokens, side by side; -inf in the maximum of an image without any."""
+    values, mask = image.values.float(), image.mask[..., None]
+    count = mask.sum(1).clamp(min=1)
+    mean = (values * mask).sum(1) / count
+    spread = ((values - mean[:, None]).square() * mask).sum(1) / (count - 1).clamp(min=1)
+    return torch.cat([mean, spread.sqrt(), values.masked_fill(~mask, -torch.inf).amax(1)], dim=1)
+
+
+def word_bags(ids: Int[Tensor, "M L"], fitted: Int[Tensor, "N K"]) -> Float[Tensor, "M W"]:
+    """Unit vectors over the words of `fitted` texts, each weighted by how rare it is there; 0 is no word."""
+    known = fitted.unique()  # type: ignore[no-untyped-call]
+    held = torch.zeros(len(fitted), len(known), device=ids.device)
+    held.scatter_(1, torch.searchsorted(known, fitted), 1.0)
+    rare = (len(held) / held.sum(0)).log() * (known != 0)
+    place = torch.searchsorted(known, ids.contiguous()).clamp(max=len(known) - 1)
+    bags = torch.zeros(len(ids), len(known), device=ids.device)
+    bags.scatter_reduce_(1, place, (known[place] == ids).float(), "amax")
+    return F.normalize(bags * rare, dim=-1)
 
 
 def _falling(cosine: Float[Tensor, "M N"], rate: float) -> Float[Tensor, "M N"]:

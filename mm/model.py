@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mm import ontology
 from mm.answers import AnswerHead
 from mm.batch import Batch, BySource, GeneratedReport, Language, Movable, Padded, Tokens, Writing
+from mm.canonical import CanonicalHead
 from mm.decoder.generate import GREEDY, Generated, Sampling
 from mm.decoder.output import DecoderOutput
 from mm.decoder.score import score_answers
@@ -75,6 +76,7 @@ class MultimodalModel(nn.Module):
         input_dropout: Of the numbers of every encoder of an input, in training only. What comes from frozen towers and
             few pairs is learnt by heart without it.
         hidden_dropout: Of the projections' hidden numbers, in training only.
+        canonical: Compares images and texts by canonical correlations, in the place of their projections.
     """
 
     def __init__(
@@ -96,15 +98,16 @@ class MultimodalModel(nn.Module):
         input_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
         answers: AnswerHead | None = None,
+        canonical: CanonicalHead | None = None,
     ) -> None:
         super().__init__()
         check_widths(
             fusion=fusion, volume=volume, image=image, audio=audio, record=record, text=text,
-            findings=findings, decoder=decoder, answers=answers, compared=compared,
+            findings=findings, decoder=decoder, answers=answers, canonical=canonical, compared=compared,
         )  # fmt: skip
         self.fusion, self.compared = fusion, compared
         self.volume, self.image, self.audio, self.record, self.text = volume, image, audio, record, text
-        self.findings, self.decoder, self.answers = findings, decoder, answers
+        self.findings, self.decoder, self.answers, self.canonical = findings, decoder, answers, canonical
         width = fusion.width
         adapter = partial(Adapter, width=width, dropout=input_dropout)
         self.volume_adapter = None if volume is None else adapter(volume.width)
@@ -127,7 +130,7 @@ class MultimodalModel(nn.Module):
         self.record_projection = None if record is None else project(said=said)
         into = partial(perceptron, hidden=text_hidden, out_width=embedding_width, dropout=hidden_dropout)
         self.text_projection = None if text is None else into(text.width)
-        if compared == "as_is":
+        if compared == "as_is" or canonical is not None:
             self.image_projection = self.text_projection = None
         self.finding_tokens = None if findings is None else nn.Linear(findings.width, width)
         self.question_adapter = None
@@ -163,6 +166,8 @@ class MultimodalModel(nn.Module):
         for source, tokens in self.adapt(encoded).items():
             if source in projections:
                 embeddings[source] = projections[source](tokens, encoded.said(source))
+            elif self.canonical is not None:
+                embeddings[source] = self.canonical.image(own[source])
             else:  # compared as it is: the first token is the tower's own embedding
                 unit = F.normalize(own[source].values[:, 0].float(), dim=-1)
                 embeddings[source] = unit * own[source].mask[:, :1]
@@ -176,10 +181,12 @@ class MultimodalModel(nn.Module):
         """
         if self.text is None:
             raise ValueError("this model has no text encoder; give it `text`")
-        return self.project_text(self.text(text))
+        return self.project_text(self.text(text), text)
 
-    def project_text(self, vectors: Float[Tensor, "M D"]) -> Float[Tensor, "M E"]:
-        """Unit vectors from what the text encoder made of texts."""
+    def project_text(self, vectors: Float[Tensor, "M D"], text: Padded) -> Float[Tensor, "M E"]:
+        """Unit vectors from what the text encoder made of texts, and from the texts' words with a canonical head."""
+        if self.canonical is not None:
+            return self.canonical.text(vectors, text)
         if self.text_projection is not None:
             vectors = self.text_projection(vectors)
         return F.normalize(vectors.float(), dim=-1)

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from mm.answers import AnswerHead
+from mm.canonical import CanonicalHead
 from mm.decoder.sentences import SentenceDecoder
 from mm.encoders.base import ImageEncoder, TextTower
 from mm.encoders.record import RecordEncoder
@@ -23,6 +24,7 @@ def check_widths(
     findings: FindingHead | None,
     decoder: SentenceDecoder | None,
     answers: AnswerHead | None,
+    canonical: CanonicalHead | None,
     compared: Literal["projected", "as_is"],
 ) -> None:
     """Compares the parts of a `MultimodalModel`, given as to its constructor.
@@ -41,6 +43,11 @@ def check_widths(
         pairs.append(("answers.text_width", answers.text_width, text.width))
         if answers.image_width:
             pairs.append(("answers.image_width", answers.image_width, None if image is None else image.width))
+    if canonical is not None:
+        if image is None or text is None or compared == "as_is":
+            raise ValueError('canonical compares images with texts: give `image`, `text` and compared="projected"')
+        pairs.append(("canonical.image_width", canonical.image_width, image.width))
+        pairs.append(("canonical.text_width", canonical.text_width, text.width))
     if decoder is not None and decoder.memory_width != fusion.width:
         raise ValueError(f"decoder.memory_width must be the fusion's width {fusion.width}, got {decoder.memory_width}")
     if findings is not None:

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "mm"
 _BASE = {"mm.ontology", "mm.batch", "mm.answer_words"}
 _NETWORKS = _BASE | {"mm.attention", "mm.transformer"}
 _FINDINGS = {"mm.findings", "mm.finding_maps", "mm.finding_loss", "mm.history", "mm.instances", "mm.calibration"}
-_PARTS = _NETWORKS | _FINDINGS | {"mm.answers", "mm.encoders", "mm.fusion", "mm.decoder"}
+_PARTS = _NETWORKS | _FINDINGS | {"mm.answers", "mm.canonical", "mm.encoders", "mm.fusion", "mm.decoder"}
 _MODEL = _PARTS | {"mm.encoded", "mm.reading", "mm.widths", "mm.model"}
 _TELL = {"mm.trust", "mm.errors", "mm.files"}
 ALLOWED = {
@@ -20,6 +20,7 @@ ALLOWED = {
     "attention": {"mm.masks"},
     "answer_words": set(),
     "answers": _BASE,
+    "canonical": _BASE | {"mm.answers"},
     "trust": set(),
     "files": set(),
     "errors": {"mm.dicom.errors"},
@@ -34,7 +35,7 @@ ALLOWED = {
     "fusion": _NETWORKS | {"mm.fusion"},
     "decoder": _NETWORKS | {"mm.decoder", "mm.files"},
     "exchange": {"mm.batch", "mm.decoder", "mm.data", "mm.files"},
-    "encoded": _PARTS - {"mm.answers", "mm.decoder"},
+    "encoded": _PARTS - {"mm.answers", "mm.canonical", "mm.decoder"},
     "reading": _BASE | {"mm.decoder"},
     "widths": _PARTS,
     "model": _MODEL - {"mm.model"},

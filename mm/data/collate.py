@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from mm.batch import (
     Audio,
     Batch,
     Images,
+    Language,
     Padded,
     Records,
     Sample,
@@ -27,8 +28,10 @@ from mm.batch import (
 )
 from mm.data.tokenizer import Tokenizer
 
-Rows: TypeAlias = Literal["report", "questions"]
-"""What becomes rows of text to learn: the report's sentences, or question and answer."""
+Rows: TypeAlias = Literal["report", "questions", "caption"]
+"""What becomes rows of text to learn: the report's sentences, question and answer, or the whole text at once."""
+DESCRIBE: Final[dict[Language, str]] = {"en": "Describe the image.", "zh": "描述图像。"}
+"""What a caption answers."""
 
 NUM_FINDINGS = len(ontology.FINDINGS)
 
@@ -48,7 +51,7 @@ def collate(
         tokenizer: Without it there are no words of records and no text.
         rows: Which texts become `writing`.
         max_words: Longest run of tokens of a record's words; the rest is cut.
-        max_text: Longest run of tokens of a whole report (for contrastive alignment); the rest is cut.
+        max_text: Longest run of tokens of a whole report, for contrastive alignment or as a caption; the rest is cut.
 
     Raises:
         ValueError: No sample, or volumes or images of different sizes.
@@ -186,6 +189,14 @@ def _writing(samples: Sequence[Sample], tokenizer: Tokenizer, rows: tuple[Rows, 
                 # An answer is a user's text: what looks like a placeholder in it is none.
                 targets.append([*tokenizer.encode(question.answer), SPECIAL_IDS.end])
                 asked.append([] if tokenizer.texts is None else tokenizer.encode_whole(question.question, max_text))
+        if "caption" in rows:
+            study.append(b)
+            slots.append(slot("impression", None))
+            instruction = DESCRIBE[sample.language]
+            prompts.append(tokenizer.prompt(sample.language, instruction))
+            # One that is cut has no end. Without a text the row asks for one.
+            targets.append([*tokenizer.encode(sample.text), SPECIAL_IDS.end][:max_text])
+            asked.append([] if tokenizer.texts is None else tokenizer.encode_whole(instruction, max_text))
     if not study:
         return None
     columns = torch.tensor(slots, dtype=torch.long).unbind(1)

@@ -1,28 +1,26 @@
 """Texts of a data set without truth: what is free, what a file of texts scores, and what a labeler reads in them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
+from mm.data.collate import collate
 from mm.data.json_lines import json_lines
 from mm.data.readers import TableDataset
 from mm.data.spec import Split, TableSpec, load_spec
+from mm.decoder.generate import Sampling
 from mm.evaluation.bootstrap import Score
 from mm.evaluation.chest_labels import Kind
 from mm.evaluation.chest_scores import Labelled, chest_scores, chest_tables
-from mm.evaluation.cider import cider_d
 from mm.evaluation.embed import check_one, embed_all
-from mm.evaluation.evaluate import Evaluation, Results
+from mm.evaluation.evaluate import Evaluation, Results, batches, tracked
 from mm.evaluation.items import Items
-from mm.evaluation.meteor import meteor
-from mm.evaluation.rouge import rouge_l_coco
 from mm.evaluation.split import check_captions, split_facts
 from mm.evaluation.text_baselines import likest_text, most_frequent_text, random_texts
 from mm.evaluation.text_scores import audit_sections, text_scores, text_table
-from mm.evaluation.tokens import words
 
 
 class TextEvaluation(Evaluation):
@@ -30,9 +28,10 @@ class TextEvaluation(Evaluation):
 
     Args:
         spec: A data spec with reports or captions: `iu_xray`, `medpix2` or a file.
-        checkpoint: Its image embedding finds the nearest training image, whose text is the baseline; None: no images.
+        checkpoint: Its decoder, where it has one, describes each image. Its image embedding finds the nearest training
+            image, whose text is the baseline; None: no images.
         texts: JSON lines `{"study": "iu_xray-17", "text": "..."}` of any model, one for each study of the split: a
-            study is the data set's name and the row of its index from 0. None: baselines alone.
+            study is the data set's name and the row of its index from 0. None: the checkpoint's own, if it writes.
         labeler: Which findings are read in the texts, of chest X-rays or chest CT; None: no findings.
         root: Takes the place of the spec's own root folder.
         split: Choose on `val`, read `test` once.
@@ -88,6 +87,8 @@ class TextEvaluation(Evaluation):
         number = len(known)
         runs: dict[str, Sequence[str]] = {}
         written = self._written()
+        if written is None and self._writes():
+            written = self._described()
         if written is not None:
             runs["ours"] = written
         if self.checkpoint is not None:
@@ -95,7 +96,7 @@ class TextEvaluation(Evaluation):
         runs["baseline: constant, the training text likest to all"] = [likest_text(learnt, language)] * number
         runs["baseline: most frequent training text"] = [most_frequent_text(learnt)] * number
         runs["baseline: a random training text"] = random_texts(learnt, number)
-        found = text_scores(runs, known, language, training=learnt)
+        found, each = text_scores(runs, known, language, training=learnt)
         scores: dict[str, Any] = {"text": found}
         tables = {"Overlap, and collapse (p: CIDEr-D against the first run, paired randomisation)": text_table(found)}
         bars = [(name, Score(**found[name]["cider_d"])) for name in runs]
@@ -126,7 +127,7 @@ class TextEvaluation(Evaluation):
             tables=tables,
             bars=[(name, score.value, score.low, score.high) for name, score in bars],
             axis="CIDEr-D" if self.labeler is None else "macro-F1 over findings, positives only (line: 95 % interval)",
-            items=_items(ids, next(iter(runs.values())), known, language),
+            items=Items(ids, {name: each[name] for name in ("cider_d", "rouge_l_coco", "meteor")}),
         )
 
     def _known(self, split: Split) -> dict[str, str]:
@@ -166,6 +167,21 @@ class TextEvaluation(Evaluation):
             raise ValueError(f"texts: {path.name} lacks {len(missing)} of {len(asked)} studies, such as {missing[0]}")
         return [given[study] for study in asked]
 
+    def _writes(self) -> bool:
+        return self.checkpoint is not None and self.loaded.model.decoder is not None
+
+    def _described(self) -> list[str]:
+        """What the decoder writes about each image; it gets nothing else of a study."""
+        samples = TableDataset(self.spec, self.split, inputs=("image",), studies=self.studies)
+        kept, found = self.loaded.preprocessing, list[str]()
+        for part in tracked(batches(len(samples), self.batch_size), what="captions"):
+            blind = [replace(samples[index], text="") for index in part]
+            batch = collate(blind, self.loaded.tokenizer, rows=("caption",), max_text=kept.max_text)
+            with torch.inference_mode():
+                written = self.loaded.model.answer(batch, sampling=Sampling(max_new_tokens=kept.max_text))
+            found += [self.loaded.tokenizer.decode(ids) for ids in written.rows()]
+        return found
+
     def _nearest(self) -> list[int]:
         """For each study the training row with the nearest image."""
         vectors = []
@@ -179,15 +195,3 @@ class TextEvaluation(Evaluation):
             )
         nearest: list[int] = (vectors[0] @ vectors[1].T).argmax(1).tolist()
         return nearest
-
-
-def _items(ids: tuple[str, ...], texts: Sequence[str], references: Sequence[str], language: Any) -> Items:
-    """Of the first run; BLEU is of a whole corpus and has none."""
-    given, known = ([words(text, language) for text in several] for several in (texts, references))
-    alone = [[reference] for reference in known]
-    scores: dict[str, np.ndarray] = {
-        "cider_d": cider_d(given, alone),
-        "rouge_l_coco": rouge_l_coco(given, alone),
-        "meteor": meteor(given, alone, language),
-    }
-    return Items(ids, scores)

@@ -199,7 +199,7 @@ def _texts(heard: Heard) -> Section:
         name: tuple(score(texts[name], heard.references, heard.language) for score in (bleu4, rouge_l))
         for name in ("ours", "constant normal")
     }  # fmt: skip
-    written = text_scores(texts, heard.references, heard.language, training=heard.training)
+    written, _ = text_scores(texts, heard.references, heard.language, training=heard.training)
     read = {name: _macro(heard.said(own), truth) for name, own in {"references": heard.references, **texts}.items()}
     tables = {
         "Text": table(

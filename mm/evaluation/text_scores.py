@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from mm.batch import Language
 from mm.evaluation.audits import Audit, audit
@@ -26,7 +27,7 @@ def text_scores(
     *,
     training: Sequence[str] = (),
     rounds: int = 500,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Float[np.ndarray, " N"]]]:
     """BLEU-1 to 4, ROUGE-L, METEOR (exact, stem) and CIDEr-D with bootstrap intervals, and how far the texts collapse.
 
     Args:
@@ -38,11 +39,12 @@ def text_scores(
 
     Returns:
         For each run: `bleu` (four), `rouge_l_coco`, `rouge_l_f1` (English), `meteor`, `cider_d`, `collapse` and,
-        except for the first, `p` of its difference from the first in CIDEr-D; `references`: their `collapse`.
+        except for the first, `p` of its difference from the first in CIDEr-D; `references`: their `collapse`. And
+        the scores of the first run's single texts (BLEU is of a whole corpus and has none).
     """
     known = [words(text, language) for text in references]
     result: dict[str, Any] = {"references": {"collapse": asdict(collapse(references, language, training=training))}}
-    first: np.ndarray | None = None
+    first: dict[str, np.ndarray] = {}
     for name, texts in runs.items():
         given = [words(text, language) for text in texts]
         counts = bleu_counts(given, [[item] for item in known])
@@ -54,12 +56,11 @@ def text_scores(
         row: dict[str, Any] = {"bleu": [asdict(_bleu(counts, order, rounds)) for order in range(4)]}
         row |= {title: asdict(_mean(values, rounds)) for title, values in each.items()}
         row["collapse"] = asdict(collapse(texts, language, training=training))
-        if first is None:
-            first = each["cider_d"]
-        else:
-            row["p"] = paired_p(first, each["cider_d"])
+        if first:
+            row["p"] = paired_p(first["cider_d"], each["cider_d"])
+        first = first or each
         result[name] = row
-    return result
+    return result, first
 
 
 def _bleu(counts: np.ndarray, order: int, rounds: int) -> Score:

@@ -120,7 +120,7 @@ class AlignTask(CachedTask):
         """Contrast by pair, and matching of one modality's tokens with the text's."""
         partners = self.pairs.partners(batch)
         said = self._said(partners.ids)
-        text = self.model.project_text(said)
+        text = self.model.project_text(said, partners.ids)
         if self.pairs.alike:
             partners = replace(partners, said=said)
         losses: dict[str, Float[Tensor, ""]] = self.pairs(self.model, encoded, partners, text)
@@ -162,7 +162,7 @@ class AlignTask(CachedTask):
     def judge(self, encoded: Encoded, batch: Batch) -> None:
         """Keeps embeddings for retrieval over the whole split."""
         partners = self.pairs.partners(batch)
-        text = self.model.project_text(self._said(partners.ids)).float().cpu()
+        text = self.model.project_text(self._said(partners.ids), partners.ids).float().cpu()
         own = {source: item.float().cpu() for source, item in encoded.embeddings.items()}
         seen: dict[str, Tensor] = {source: own.get(source, torch.zeros_like(text)) for source in MODALITIES}
         self._seen.append((seen, text, partners.valid.cpu()))

@@ -15,6 +15,7 @@ from mm.data.spec import Split
 from mm.encoded import Encoded
 from mm.findings import Evidence
 from mm.training.cache import FROZEN, Cache, build
+from mm.training.canonical import fit_canonical
 from mm.training.task import Task
 
 
@@ -42,14 +43,17 @@ class CachedTask(Task):
             **kwargs: Of `Task`.
 
         Raises:
-            ValueError: The dropout isn't a probability, or see `Task`.
+            ValueError: The dropout isn't a probability, or the model has a canonical head and towers that learn, or
+                see `Task`.
         """
         super().__init__(**kwargs)
         if not 0 <= modality_dropout < 1:
             raise ValueError(f"modality_dropout must be at least 0 and below 1, got {modality_dropout}")
         self.modality_dropout = modality_dropout
-        moves = any(part.split(".")[0] in FROZEN for part in self.learning)
-        self.cache_root = None if cache is None or moves else Path(cache)
+        parts = {part.split(".")[0] for part in self.learning}
+        self.cache_root = None if cache is None or parts & set(FROZEN) else Path(cache)
+        if self.model.canonical is not None and (self.cache_root is None or "text" in parts):
+            raise ValueError("canonical is fitted to towers that don't learn: freeze image and text, and give a cache")
         self._caches: dict[Split, Cache] = {}
 
     def setup(self, stage: str) -> None:
@@ -67,6 +71,8 @@ class CachedTask(Task):
             if split not in self._caches:
                 self._caches[split] = build(self.model, data, split, self.cache_root)
         data.texts_only = True
+        if stage == "fit" and self.model.canonical is not None:
+            fit_canonical(self.model, self._caches["train"], data)
 
     def encoded(self, numbered: Numbered, split: Split) -> Encoded:
         """What the encoders said of a batch, with embeddings of the present projections."""

@@ -1,4 +1,4 @@
-"""Third stage: the decoder learns sentences from findings, and answers from questions."""
+"""Third stage: the decoder learns sentences from findings, answers from questions, and captions from images."""
 
 import logging
 from dataclasses import replace
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 class WriteTask(RoutedTask, CachedTask):
     """Fusion and decoder; encoders, finding head, adapters and embeddings are frozen.
 
-    A row is one sentence about one finding (its true code, side, change and grade in the slot), or one question and
-    its answer.
+    A row is one sentence about one finding (its true code, side, change and grade in the slot), one question and
+    its answer, or the instruction to describe the image and its caption.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("fusion", "finding_tokens", "decoder")
@@ -29,7 +29,7 @@ class WriteTask(RoutedTask, CachedTask):
     def cached_losses(self, encoded: Encoded, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """Language loss and the router's losses, see `RoutedTask`."""
         if batch.writing is None:
-            raise ValueError("the write stage needs reports or questions; see data.rows")
+            raise ValueError("the write stage needs reports, questions or captions; see data.rows")
         memory, rows = self.remembered(encoded, batch.writing)
         output = self._decoder()(batch.writing, memory, rows=rows)
         return self.write_losses(output, batch)

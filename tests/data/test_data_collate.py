@@ -169,3 +169,25 @@ def test_long_texts_are_cut(tokenizer: Tokenizer) -> None:
     assert batch.text.lengths.tolist() == [20]
     assert batch.text.values[0, -1] == SPECIAL_IDS.end
     assert batch.record.words.lengths.tolist() == [7]
+
+
+def test_a_caption_answers_the_instruction(tokenizer: Tokenizer) -> None:
+    some = [Sample(study="a", text="a nodule of <size>"), Sample(study="b", text="a lung " * 40), Sample(study="c")]
+    writing = collate(some, tokenizer, rows=("caption",), max_text=20).writing
+    assert writing is not None
+    assert writing.target is not None
+    assert writing.study.tolist() == [0, 1, 2]
+    assert writing.prompt.values[0, -1] == SPECIAL_IDS.answer
+    assert len(writing.prompt.values.unique(dim=0)) == 1  # the same for all: nothing of a caption is in its prompt
+    rows = writing.target.values.tolist()
+    lengths = writing.target.lengths.tolist()
+    assert tokenizer.decode(rows[0][: lengths[0]]) == "a nodule of <size>"
+    assert SPECIAL_IDS.size not in rows[0]  # a user's text holds no placeholder
+    assert lengths[1] == 20
+    assert SPECIAL_IDS.end not in rows[1]  # what was cut doesn't end
+    assert rows[2][: lengths[2]] == [SPECIAL_IDS.end]
+    # Captions aren't questions, and each kind of rows comes only where it is asked for.
+    assert collate([full_sample()], tokenizer, rows=("questions",)).writing.study.tolist() == [0]  # type: ignore[union-attr]
+    both = collate([full_sample()], tokenizer, rows=("questions", "caption")).writing
+    assert both is not None
+    assert both.slots.kind.tolist() == [SLOT_KINDS.index("answer"), SLOT_KINDS.index("impression")]
