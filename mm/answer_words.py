@@ -13,7 +13,20 @@ _DIGITS: Final = {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ASKS: Final = re.compile(
     r"(?:is|are|was|were|do|does|did|can|could|has|have|had|will|would|should|any|isnt|arent|wasnt|doesnt)\b"
 )
-_YES_NO: Final = ("yes", "no")
+YES_NO: Final = ("yes", "no")
+WELL: Final = (
+    "normal",
+    "unremarkable",
+    "clear",
+    "healthy",
+    "intact",
+    "unaltered",
+    "midline",
+    "symmetric",
+    "symmetrical",
+    "patent",
+)
+"""Words in which a question asks for what is well, so that "no" is the finding."""
 _LONGEST: Final = 3
 """Words of an option."""
 
@@ -66,5 +79,5 @@ def fitting(question: str, answers: Sequence[str]) -> list[int]:
             words = set(normalise(question).split())
             found = [place for place, item in enumerate(answers) if item and set(item.split()) <= words]
     else:
-        found = [place for place, answer in enumerate(answers) if (answer in _YES_NO) == (asked == "yes or no")]
+        found = [place for place, answer in enumerate(answers) if (answer in YES_NO) == (asked == "yes or no")]
     return found or list(range(len(answers)))

@@ -367,6 +367,8 @@ class Question:
     question: str
     answer: str
     closed: bool
+    region: str = ""
+    """Part of the body on the image, where the data say it: a label like the answer, never an input."""
 
 
 @dataclass(frozen=True)

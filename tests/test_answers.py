@@ -119,6 +119,74 @@ def test_mistakes_are_named() -> None:
         head.fit(sentences[:0], Padded(asked.values[:0], asked.lengths[:0]), head.describe(None, 0), [])
 
 
+IS, WHERE, NORMAL, MARK = 3, 4, 5, 9
+
+
+def on_parts(*, well: tuple[int, ...] = (NORMAL,), regions: tuple[str, ...] = ("head", "chest") * 4) -> AnswerHead:
+    """Eight questions on eight images, head and chest in turn; the first six begin as yes-or-no questions do."""
+    head = AnswerHead(text_width=4, image_width=2, ridge=0.5)
+    generator = torch.Generator().manual_seed(2)
+    sentences = torch.nn.functional.normalize(torch.rand(8, 4, generator=generator), dim=1)
+    image = Tokens(torch.randn(8, 5, 2, generator=generator), torch.ones(8, 5, dtype=torch.bool))
+    asked = Padded.of([[MARK, IS if row < 6 else WHERE, NORMAL if row % 3 == 0 else 6 + row % 2] for row in range(8)])
+    said = ["yes", "no", "yes", "no", "yes", "no", "left", "right"]
+    head.fit(sentences, asked, head.describe(image, 8), said, regions=regions, well=well)
+    return head
+
+
+def test_parts_of_the_body_and_one_image_enter_the_kernel() -> None:
+    head = on_parts()
+    assert head.openings.tolist() == [IS]  # the mark that every question has opens none
+    said, seen = head.sentences.numpy(), head.pictures.numpy()
+    plain = 0.5 * np.exp(3 * (said @ said.T - 1))
+    bags = head._bags(head.asked).numpy()
+    plain += 0.5 * np.exp(1.5 * (bags @ bags.T - 1))
+    part = np.arange(8) % 2
+    sign = np.array([-1.0 if row % 3 == 0 else 1.0 for row in range(8)]) * (np.arange(8) < 6)
+    alike = plain * (1 + 2 * (part[:, None] == part) + 2 * np.exp(8 * (seen @ seen.T - 1)))
+    alike += 2 * np.outer(sign, sign) * (said @ said.T) * np.eye(8)  # each is on an image of its own
+    wanted = np.array([[float(answer == item) for item in ("left", "no", "right", "yes")] for answer in
+                       ("yes", "no", "yes", "no", "yes", "no", "left", "right")])  # fmt: skip
+    expected = KernelRidge(alpha=0.5, kernel="precomputed").fit(alike, wanted).dual_coef_
+    assert np.allclose(head.coefficients.numpy(), expected, atol=1e-4)
+
+
+def test_a_yes_to_what_is_well_speaks_against_what_is_wrong() -> None:
+    """That image 0 is normal is a yes; "is it 7?" on the same image is then less of a yes."""
+    vectors = torch.full((1, 4), 0.5)
+    yes = {}
+    for well in ((NORMAL,), ()):
+        head = on_parts(well=well)
+        seen = head.pictures[:1] * head.picture_std + head.picture_mean
+        scores = head(vectors, Padded.of([[MARK, IS, 7]]), seen)[0]
+        yes[well] = float(scores[head.answers.index("yes")] - scores[head.answers.index("no")])
+    assert yes[NORMAL,] < yes[()] - 0.2
+
+
+def test_a_question_that_asks_for_a_place_is_not_touched_by_yes_or_no() -> None:
+    vectors, asked = torch.full((1, 4), 0.5), Padded.of([[MARK, WHERE, 7]])
+    scores = []
+    for well in ((NORMAL,), ()):
+        head = on_parts(well=well)
+        assert not (head._decides(asked.values) != 0).any()
+        own = head._alike(vectors, asked.values, head.pictures[:1])
+        scores.append(own)
+    assert torch.equal(*scores)
+
+
+def test_an_absent_image_is_of_no_part() -> None:
+    head = on_parts()
+    vectors, asked = torch.full((1, 4), 0.5), Padded.of([[MARK, IS, 7]])
+    alike = head._alike(vectors, asked.values, head._standard(head.describe(None, 1)))
+    said = head._alike(vectors, asked.values, head.pictures[:1])
+    assert (alike < said)[0, ::2].all()  # image 0 is of a head, as every second one is
+
+
+def test_regions_are_of_all_questions_or_of_none() -> None:
+    with pytest.raises(ValueError, match="regions must be of all 8 questions or of none, got 7"):
+        on_parts(regions=("head",) * 7 + ("",))
+
+
 CONFIG = {
     "class_path": "mm.model.MultimodalModel",
     "init_args": {

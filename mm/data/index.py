@@ -46,7 +46,7 @@ def rows_by_split(spec: TableSpec) -> dict[Split, list[Row]]:
 def _check_columns(rows: list[Row], spec: TableSpec) -> None:
     """Whether every column that the spec names is one of some row at least; told once, not for each row."""
     known = {key for row in rows for key in row if key != "__row__"}
-    for key in ("image", "audio", "prompt", "target", "closed", "side", "group", "exclude", "split"):
+    for key in ("image", "audio", "prompt", "target", "closed", "region", "side", "group", "exclude", "split"):
         asked = getattr(spec, key)
         names = () if asked is None else (asked.column, *getattr(asked, "then", ()))
         for name in names:

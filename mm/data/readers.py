@@ -112,7 +112,7 @@ class TableDataset(Dataset[Sample]):
             raise ValueError(f"data spec {spec.name}: no row of the index belongs to split {split!r}")
         for row in self.rows:  # what is wrong with a text is told before training, not in its third hour
             targets(row, spec)
-            for column in filter(None, (spec.prompt, spec.closed)):
+            for column in filter(None, (spec.prompt, spec.closed, spec.region)):
                 value(row, column.column)
         check_files(self.rows, spec, inputs)
         self._kept: dict[int, Float[np.ndarray, " _"]] = {}
@@ -137,7 +137,9 @@ class TableDataset(Dataset[Sample]):
         drawn = int(torch.randint(len(offered), ())) if self.split == "train" and len(offered) > 1 else 0
         questions: tuple[Question, ...] = ()
         if spec.prompt is not None:
-            questions = (Question(value(row, spec.prompt.column), offered[drawn], is_flagged(row, spec.closed)),)
+            region = value(row, spec.region.column) if spec.region is not None and self.split == "train" else ""
+            asked, closed = value(row, spec.prompt.column), is_flagged(row, spec.closed)
+            questions = (Question(asked, offered[drawn], closed, region),)
         image = None
         audio: tuple[Float[np.ndarray, " _"] | None, ...] = ()
         try:

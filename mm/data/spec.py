@@ -65,6 +65,7 @@ class TableSpec:
         prompt: Column with the question.
         target: Column with the answer, or the caption or captions where there is no question.
         closed: Flag column: the question is a closed one.
+        region: Column with the part of the body that the image of a question shows; read of training rows alone.
         side: Column with "left" or "right", to check texts against.
         group: Column of what should not be in two splits, such as the patient; only checked.
         held_out: The value of `group` whose rows are the test split. What else `split` has there is trained on.
@@ -86,6 +87,7 @@ class TableSpec:
     audio: AudioColumn | None = None
     prompt: Column | None = None
     closed: Column | None = None
+    region: Column | None = None
     side: Column | None = None
     group: Column | None = None
     held_out: str | None = None

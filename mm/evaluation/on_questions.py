@@ -231,7 +231,7 @@ def _results(
 
 
 def _without_answers(sample: Sample) -> Sample:
-    questions = tuple(replace(question, answer="") for question in sample.questions)
+    questions = tuple(replace(question, answer="", region="") for question in sample.questions)
     return replace(sample, questions=questions, truth=None, report=(), text="")
 
 

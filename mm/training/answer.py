@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mm.answer_words import normalise
+from mm.answer_words import WELL, normalise
 from mm.batch import Padded, Sample, Tokens, Writing
 from mm.data.collate import collate
 from mm.data.datamodule import MultimodalData
@@ -60,7 +60,7 @@ class AnswerTask(WriteTask):
         self.model.eval()
         samples = data.words("train") if self.cache_root is not None else data.dataset("train")
         sentences, asked, pictures = list[Tensor](), list[list[int]](), list[Tensor]()
-        answers = list[str]()
+        answers, regions = list[str](), list[str]()
         for start in range(0, len(samples), AT_ONCE):  # type: ignore[arg-type]  # every dataset of ours is sized
             index = torch.arange(start, min(start + AT_ONCE, len(samples)))  # type: ignore[arg-type]
             some: list[Sample] = [samples[item] for item in index.tolist()]
@@ -78,5 +78,15 @@ class AnswerTask(WriteTask):
             rows = zip(words.values.tolist(), words.lengths.tolist(), strict=True)
             asked += [row[:length] for row, length in rows]
             answers += [normalise(question.answer) for sample in some for question in sample.questions]
-        head.fit(torch.cat(sentences), Padded.of(asked).to(self.device), torch.cat(pictures), answers)
+            regions += [question.region for sample in some for question in sample.questions]
+        marks = set(data.tokenizer.encode_whole("", 8))
+        spelt = [[word for word in data.tokenizer.encode_whole(text, 8) if word not in marks] for text in WELL]
+        head.fit(
+            torch.cat(sentences),
+            Padded.of(asked).to(self.device),
+            torch.cat(pictures),
+            answers,
+            regions=regions if all(regions) else (),
+            well=[ids[0] for ids in spelt if len(ids) == 1],
+        )
         log.info("answer head: %d answers of %d questions", len(head.answers), len(answers))

@@ -116,6 +116,17 @@ def test_rows_become_samples(table: Path) -> None:
     assert {samples[i].questions[0].closed for i in range(len(samples))} == {True, False}  # type: ignore[arg-type]
 
 
+def test_the_part_of_the_body_is_told_of_training_rows_alone(table: Path) -> None:
+    table.write_text(TABLE + "region: {column: type}\n")
+    for split, told in (("train", {"CLOSED", "OPEN"}), ("val", {""}), ("test", {""})):
+        samples = open_split(load_spec(table), split, inputs=())
+        found = [samples[i].questions[0].region for i in range(len(samples))]  # type: ignore[arg-type]
+        assert set(found) == told
+    table.write_text(TABLE + "region: {column: orgn}\n")
+    with pytest.raises(ValueError, match="region names column 'orgn'"):
+        open_split(load_spec(table), "train")
+
+
 def test_a_missing_column_or_picture_is_named(table: Path) -> None:
     for change, message in (
         (("column: answer", "column: anwser"), r"target names column 'anwser', which no row .*; did you mean answer\?"),
