@@ -71,13 +71,16 @@ class SharedKeys:
         places = torch.arange(len(q), device=q.device) - (counts.cumsum(0) - counts)[self.rows]
         asked = q.new_zeros(len(counts), int(counts.max()), *q.shape[1:])
         asked[self.rows, places] = q
-        read = self.keys.attend(asked.flatten(1, 2), dropout=dropout).unflatten(1, asked.shape[1:3])
-        return read[self.rows, places]
+        read = self.keys.attend(asked.flatten(1, 2), dropout=dropout)
+        out: Tensor = read.reshape(*asked.shape[:3], *read.shape[2:])[self.rows, places]
+        return out
 
     def select(self, rows: Int[Tensor, " R"]) -> "SharedKeys":
         """Some of the rows, in their order."""
-        kept, own = self.rows[rows].unique_consecutive(return_inverse=True)
-        return SharedKeys(self.keys if len(kept) == len(self.keys.mask) else self.keys.select(kept), own)
+        dealt = self.rows[rows]
+        read = torch.bincount(dealt, minlength=len(self.keys.mask)) > 0
+        keys = self.keys if bool(read.all()) else self.keys.select(read.nonzero()[:, 0])
+        return SharedKeys(keys, (read.cumsum(0) - 1)[dealt])
 
     @property
     def row_bytes(self) -> int:
