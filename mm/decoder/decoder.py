@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mm.attention import Causal, Mask
+from mm.attention import Causal, Visible
 from mm.batch import Slots, Tokens
 from mm.decoder.cache import MemoryKeys, RowMemory
 from mm.decoder.experts import MixtureOfExperts
@@ -157,7 +157,7 @@ class MoEDecoder(SentenceDecoder):
         memory: tuple[RowMemory, ...],
         *,
         caches: Sequence[KeyValueCache] | None = None,
-        mask: Mask | None = None,
+        mask: Visible | None = None,
         positions: Int[Tensor, "#M L"] | None = None,
     ) -> tuple[Float[Tensor, "M L D"], list[Routing]]:
         """See `SentenceDecoder`."""

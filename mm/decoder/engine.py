@@ -198,7 +198,7 @@ class Engine:
 
     def step(self) -> list[Piece]:
         """Goes one step on: at most one token more for each request that runs."""
-        with torch.no_grad():
+        with torch.inference_mode():
             plan = self.scheduler.plan()
             self.cache.copy(plan.copies)
             if not plan.read and not plan.written:

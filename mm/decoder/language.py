@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mm.attention import Causal, Mask, Packed, Window
+from mm.attention import Causal, Mask, Packed, Visible, Window
 from mm.batch import Padded
 from mm.decoder.cache import DecodingState, LayerCache
 from mm.decoder.experts import MixtureOfExperts
@@ -16,7 +16,7 @@ from mm.decoder.grouped_query import GroupedQueryAttention
 from mm.decoder.language_config import LanguageConfig
 from mm.decoder.latent import LatentAttention
 from mm.decoder.paged import visible
-from mm.decoder.prepared import LaidLinear, can_lay, prepared
+from mm.decoder.prepared import LaidLinear, prepared, worth_laying
 from mm.decoder.rotary_scaling import rotary_angles
 from mm.decoder.router import Routing
 from mm.transformer import Angles, KeyValueCache, RMSNorm, SwiGLU
@@ -80,7 +80,7 @@ class LanguageLayer(nn.Module):
         self,
         x: Float[Tensor, "M L D"],
         *,
-        mask: Mask,
+        mask: Visible,
         angles: Angles,
         real: Int[Tensor, " T"] | None = None,
         cache: KeyValueCache | None = None,
@@ -208,7 +208,7 @@ class LanguageModel(nn.Module):
     def prepared(self) -> "LanguageModel":
         """A twin for generation, see `mm.decoder.prepared`."""
         twin, weight = prepared(self), self.embedding.weight if self.output is None else self.output.weight
-        if can_lay(weight):
+        if worth_laying(weight):
             twin.output = LaidLinear(weight)
         return twin
 
@@ -253,7 +253,7 @@ class LanguageModel(nn.Module):
         self,
         x: Float[Tensor, "M L D"],
         *,
-        mask: Mask,
+        mask: Visible,
         positions: Int[Tensor, "#M L"],
         real: Int[Tensor, " T"] | None = None,
         caches: Sequence[KeyValueCache] | None = None,

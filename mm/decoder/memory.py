@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mm.decoder.cache import MemoryKeys, RowMemory
-from mm.decoder.paged import Step
+from mm.decoder.paged import Step, room_for
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class MemoryBank:
         grown = []
         for index, layer in enumerate(memory.layers):
             shape = (self._capacity, memory.length)
-            k, v = (part.new_zeros(*shape, *part.shape[2:]) for part in (layer.k, layer.v))
+            k, v = room_for(layer.k, *shape), room_for(layer.v, *shape)
             mask = torch.zeros(shape, dtype=torch.bool, device=k.device)
             if self._layers:
                 old = self._layers[index]
