@@ -63,7 +63,7 @@ def attend(
 
     Args:
         q: Queries.
-        k: Keys, of each row or, for a `Paged` or `Mixed` mask, a pool. Query head h reads their head h // (H / G).
+        k: Keys; C is B, or 1 for a pool of pages. Query head h reads their head h // (H / G).
         v: Values.
         mask: Which keys each query sees.
         scale: Factor on the scores; None for 1 / sqrt(K).
@@ -114,11 +114,12 @@ def _attend_pages(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Paged, scale: float | None, dropout: float
 ) -> Float[Tensor, "B M H W"]:
     """Each row's pages are copied side by side; rows of like length together, so that little is copied for nothing."""
+    pools = [pool.view(-1, mask.page_size, *pool.shape[2:]) for pool in (k, v)]
     alike, sighted = mask.alike(q.shape[1]), min(mask.counts) >= q.shape[1]
     plain = sighted and q.dtype == torch.float32
     out = None
     for some in alike:
-        own = [some.keys(pool, page_size=mask.page_size) for pool in (k, v)]
+        own = [pool.index_select(0, some.blocks).view(some.rows.shape[0], -1, *pool.shape[2:]) for pool in pools]
         seen = some.bias if plain else some.seen
         rows = q if len(alike) == 1 else q.index_select(0, some.rows)
         mixed = _attend_grouped(rows, *own, seen=seen, sighted=sighted, scale=scale, dropout=dropout)

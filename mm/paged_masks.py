@@ -1,9 +1,4 @@
-"""What queries may see of keys in pages: every sequence owns the pages of its row in a block table.
-
-A pool of pages comes in two forms. Token by token it is [1 P*page_size H K], as the kernel on CUDA wants it. Head by
-head it is [P page_size H K], of which [P H page_size K] lies in memory: what the products on a CPU read is then in
-one piece.
-"""
+"""What queries may see of keys in pages, where every sequence owns the pages of its row in a block table."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,8 +19,8 @@ PAGES_WORTH_A_CALL = 40
 class Paged(Mask):
     """Keys lie in the pages of one pool; each sequence owns the pages of its row in a block table.
 
-    Queries are [B M H K], keys and values a pool. The M queries are the last M positions of their sequence and see it
-    causally (Kwon et al., PagedAttention, SOSP 2023).
+    Queries are [B M H K], keys and values [1 P*page_size H K]. The M queries are the last M positions of their
+    sequence and see it causally (Kwon et al., PagedAttention, SOSP 2023).
 
     Attributes:
         block_tables: Page indices of each sequence, in order; entries past its length are never read.
@@ -115,7 +110,7 @@ class Paged(Mask):
 
 @dataclass(frozen=True)
 class LikePages:
-    """Some rows of a `Paged` mask, whose pages are copied together.
+    """Some rows of a `Paged` mask whose pages are copied together.
 
     Attributes:
         rows: Which.
@@ -128,24 +123,6 @@ class LikePages:
     blocks: Int[Tensor, " P"]
     seen: Bool[Tensor, "R 1 M N"]
     bias: Float[Tensor, "R 1 M N"]
-
-    def keys(self, pool: Float[Tensor, "C L H K"], *, page_size: int) -> Float[Tensor, "R N H K"]:
-        """Each row's own, copied; head by head in memory where the pool is."""
-        count, heads, width = len(self.rows), *pool.shape[2:]
-        if len(pool) == 1:
-            return pool.view(-1, page_size, heads, width).index_select(0, self.blocks).view(count, -1, heads, width)
-        pages = pool.transpose(1, 2).view(-1, page_size * width)
-        return pages.index_select(0, self._head_pages(heads)).view(count, heads, -1, width).transpose(1, 2)
-
-    def _head_pages(self, heads: int) -> Int[Tensor, " P"]:
-        if heads not in self._made:
-            blocks = self.blocks.view(len(self.rows), 1, -1) * heads
-            self._made[heads] = (blocks + torch.arange(heads, device=blocks.device)[:, None]).flatten()
-        return self._made[heads]
-
-    @cached_property
-    def _made(self) -> dict[int, Int[Tensor, " P"]]:
-        return {}
 
 
 def _cuts(pages: list[int], *, worth: int) -> list[int]:
@@ -196,18 +173,14 @@ class Mixed:
 
         Args:
             queries: [1 T ...] each.
-            pools: In either form.
+            pools: [1 P ...] each.
         """
         first = 0 if self.steps is None else len(self.steps.lengths)
         if self.steps is not None:
             yield [item[0, :first, None] for item in queries], list(pools), self.steps
         if self.reads is not None:
-            yield [item[:, first:] for item in queries], [self._keys(pool) for pool in pools], self.reads
-
-    def _keys(self, pool: Float[Tensor, "C L H K"]) -> Float[Tensor, "1 N H K"]:
-        if len(pool) == 1:
-            return pool.index_select(1, self.places)
-        return pool[self.places // pool.shape[1], self.places % pool.shape[1]][None]
+            keys = [pool.index_select(1, self.places) for pool in pools]
+            yield [item[:, first:] for item in queries], keys, self.reads
 
     @staticmethod
     def joined(parts: Sequence[Tensor]) -> Float[Tensor, "1 T *rest"]:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mm.decoder.cache import MemoryKeys, RowMemory
-from mm.decoder.paged import Step, room_for
+from mm.decoder.paged import Step
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,11 @@ class MemoryBank:
         grown = []
         for index, layer in enumerate(memory.layers):
             shape = (self._capacity, memory.length)
-            k, v = room_for(layer.k, *shape), room_for(layer.v, *shape)
+            # Head by head in memory, as products read them.
+            k, v = (
+                part.new_zeros(self._capacity, part.shape[2], memory.length, part.shape[3]).transpose(1, 2)
+                for part in (layer.k, layer.v)
+            )
             mask = torch.zeros(shape, dtype=torch.bool, device=k.device)
             if self._layers:
                 old = self._layers[index]

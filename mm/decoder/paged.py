@@ -1,5 +1,6 @@
 """Keys and values in pages: one tensor a layer for all sequences, and what one pass of the decoder sees of it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,11 +99,6 @@ class Pass:
         steps = torch.arange(self.positions.shape[1], device=self.tables.device)
         return (steps < self.counts[:, None]).flatten().nonzero()[:, 0]
 
-    @cached_property
-    def homes(self) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
-        """The same places as blocks and where in them."""
-        return self.places // self.page_size, self.places % self.page_size
-
     @property
     def keys(self) -> Int[Tensor, " N"]:
         """Where all that the rows see lies in the pool, row behind row, the new ones included."""
@@ -140,11 +136,6 @@ class Step:
         """Where each token goes, in a pool of flattened blocks."""
         return self._both(lambda part: part.places)
 
-    @cached_property
-    def homes(self) -> tuple[Int[Tensor, " T"], Int[Tensor, " T"]]:
-        """The same places as blocks and where in them."""
-        return self._both(lambda part: part.homes[0]), self._both(lambda part: part.homes[1])
-
     @property
     def last(self) -> Int[Tensor, " M"]:
         """Index of each row's last token."""
@@ -174,7 +165,7 @@ class Step:
 class PagedLayer:
     """Keys and values of one layer, [blocks page heads width] each, made when the first ones arrive.
 
-    On a CPU they lie head by head in memory (see `mm.paged_masks`), and a block takes none of it before it is used.
+    On a CPU a block takes no memory before it is used.
     """
 
     def __init__(self, num_blocks: int, *, page_size: int) -> None:
@@ -182,18 +173,14 @@ class PagedLayer:
         self.k: Tensor | None = None
         self.v: Tensor | None = None
 
-    def write(self, k: Float[Tensor, "M L H K"], v: Float[Tensor, "M L H W"], now: "Pass | Step") -> None:
+    def write(self, k: Float[Tensor, "M L H K"], v: Float[Tensor, "M L H W"], places: Int[Tensor, " P"]) -> None:
         """Puts every token in its place."""
         if self.k is None or self.v is None:
             # One block more than can be owned: padding is written there.
             shape = (self.num_blocks + 1, self.page_size)
-            self.k, self.v = room_for(k, *shape), room_for(v, *shape)
+            self.k, self.v = (zeros(*shape, *part.shape[2:], like=part) for part in (k, v))
         for pool, new in ((self.k, k), (self.v, v)):
-            tokens = new.flatten(0, 1).to(pool.dtype)
-            if by_head(pool):
-                pool[now.homes] = tokens
-            else:
-                pool.flatten(0, 1).index_copy_(0, now.places, tokens)
+            pool.flatten(0, 1).index_copy_(0, places, new.flatten(0, 1).to(pool.dtype))
 
     def gather(
         self, tables: Int[Tensor, "M J"], extent: int
@@ -201,12 +188,15 @@ class PagedLayer:
         """The first `extent` keys and values of each row, copied page by page."""
         assert self.k is not None, "nothing was written yet"
         assert self.v is not None, "nothing was written yet"
-        k, v = (pool[tables].flatten(1, 2)[:, :extent] for pool in (self.k, self.v))
-        return k, v
+        blocks = tables.flatten()
+        k, v = (pool.index_select(0, blocks).view(len(tables), -1, *pool.shape[2:]) for pool in (self.k, self.v))
+        return k[:, :extent], v[:, :extent]
 
-    def pool(self) -> tuple[Float[Tensor, "C L H K"], Float[Tensor, "C L H W"]]:
-        """All blocks, as `mm.attention.Paged` wants them."""
-        return _pool(self.k), _pool(self.v)
+    def pool(self) -> tuple[Float[Tensor, "1 N H K"], Float[Tensor, "1 N H W"]]:
+        """All blocks end to end, as `mm.attention.Paged` wants them."""
+        assert self.k is not None, "nothing was written yet"
+        assert self.v is not None, "nothing was written yet"
+        return self.k.flatten(0, 1)[None], self.v.flatten(0, 1)[None]
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies blocks, (from, to)."""
@@ -225,9 +215,9 @@ class LayerPass:
 
     def update(
         self, k: Float[Tensor, "M L H K"], v: Float[Tensor, "M L H W"]
-    ) -> tuple[Float[Tensor, "C N H K"], Float[Tensor, "C N H W"]]:
+    ) -> tuple[Float[Tensor, "1 N H K"], Float[Tensor, "1 N H W"]]:
         """Writes the new ones and returns the pool."""
-        self.layer.write(k, v, self.now)
+        self.layer.write(k, v, self.now.places)
         return self.layer.pool()
 
 
@@ -279,23 +269,11 @@ class PagedCache:
             layer.copy(pairs)
 
 
-def room_for(like: Float[Tensor, "M L H K"], *size: int) -> Float[Tensor, "X Y H K"]:
-    """Zeros for such keys or values; on a CPU head by head, [X H Y K] in memory, which the system gives when used."""
-    count, length, heads, width = *size, *like.shape[2:]
+def zeros(*shape: int, like: Tensor) -> Tensor:
+    """Zeros; on a CPU the system gives their memory when it is first written to."""
     if not like.is_cpu:
-        return like.new_zeros(count, length, heads, width)
-    size_in_bytes = count * heads * length * width * like.element_size()
+        return like.new_zeros(shape)
+    size_in_bytes = math.prod(shape) * like.element_size()
     room = torch.from_numpy(np.zeros(size_in_bytes + ALIGNMENT, dtype=np.uint8))
     start = -room.data_ptr() % ALIGNMENT
-    aligned = room[start : start + size_in_bytes].view(like.dtype)
-    return aligned.view(count, heads, length, width).transpose(1, 2)
-
-
-def by_head(pool: Float[Tensor, "P L H K"]) -> bool:
-    """Whether the heads of a block lie one behind the other, and are more than one."""
-    return pool.shape[2] > 1 and pool.stride(1) < pool.stride(2)
-
-
-def _pool(blocks: Float[Tensor, "P L H K"] | None) -> Float[Tensor, "C N H K"]:
-    assert blocks is not None, "nothing was written yet"
-    return blocks if by_head(blocks) else blocks.flatten(0, 1)[None]
+    return room[start : start + size_in_bytes].view(like.dtype).view(shape)

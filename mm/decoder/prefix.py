@@ -51,7 +51,7 @@ class Prefixed:
         if self.own is not None:
             layer, now = self.own.layer, self.own.now
             assert isinstance(now, Pass), "rows of one kind"
-            layer.write(k, v, now)
+            layer.write(k, v, now.places)
             k, v = layer.gather(now.tables, now.extent)
         return torch.cat([self.memory.k.to(k.dtype), k], dim=1), torch.cat([self.memory.v.to(v.dtype), v], dim=1)
 

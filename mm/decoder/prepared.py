@@ -102,7 +102,7 @@ class LaidAttention(GroupedQueryAttention):
     def __init__(self, plain: GroupedQueryAttention) -> None:
         nn.Module.__init__(self)
         self.head_width, self.norm = plain.head_width, plain.norm
-        self.q_norm, self.k_norm = plain.q_norm, plain.k_norm
+        self.q_norm, self.k_norm = (None if norm is None else LaidNorm(norm) for norm in (plain.q_norm, plain.k_norm))
         self._queries, self._keys = (len(part.weight) // plain.head_width for part in (plain.q, plain.k))
         self._qkv = Laid(plain.q.weight, plain.k.weight, plain.v.weight)
         self.out = LaidLinear(plain.out.weight)

@@ -76,7 +76,7 @@ def test_passes_as_cuda_gets_them_write_what_generate_writes(name, monkeypatch):
         return Paged(self.tables, self.starts + self.positions.shape[1], self.page_size)
 
     def whole_pool(self, k, v):
-        self.layer.write(k, v, self.now)
+        self.layer.write(k, v, self.now.places)
         return self.layer.pool()
 
     monkeypatch.setattr(Pass, "mask", over_the_pool)
