@@ -14,6 +14,7 @@ every step (11 tokens/s when it was tried; it can take the machine down). Here i
 requests need.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -330,6 +331,7 @@ def beside_transformers(shape: str) -> dict[str, object]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     ends = unequal(64)
     computed = BATCH * sum(max(ends[start : start + BATCH]) for start in range(0, 64, BATCH))

@@ -1,6 +1,6 @@
-"""Which keys a query may see, as small frozen dataclasses.
+"""Which keys a query may see, as small frozen dataclasses; keys in pages have theirs in `mm.paged_masks`.
 
-Keys in pages have masks of their own (`mm.paged_masks`). Each mask knows itself twice: `.dense()` is a plain boolean table, the oracle that tests compare with, and
+Each mask knows itself twice: `.dense()` is a plain boolean table, the oracle that tests compare with, and
 `.bias()` is the xFormers object of the same meaning, which can be built without a GPU. Causal masks are aligned at
 the bottom right: the last query sees the last key, so that a short query against a long cache is right.
 """

@@ -136,7 +136,7 @@ class MoEDecoder(SentenceDecoder):
         """The routers, layer by layer."""
         return tuple(layer.experts.router for layer in self._layers())
 
-    def paged_cache(self, *, num_blocks: int, page_size: int) -> PagedCache:
+    def paged_cache(self, *, num_blocks: int, page_size: int | None) -> PagedCache:
         """Room for keys and values of all layers; for the engine.
 
         Raises:

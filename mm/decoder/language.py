@@ -16,7 +16,7 @@ from mm.decoder.grouped_query import GroupedQueryAttention
 from mm.decoder.language_config import LanguageConfig
 from mm.decoder.latent import LatentAttention
 from mm.decoder.paged import visible
-from mm.decoder.prepared import LaidLinear, prepared, worth_laying
+from mm.decoder.prepared import LaidLinear, can_lay, prepared
 from mm.decoder.rotary_scaling import rotary_angles
 from mm.decoder.router import Routing
 from mm.transformer import Angles, KeyValueCache, RMSNorm, SwiGLU
@@ -208,7 +208,7 @@ class LanguageModel(nn.Module):
     def prepared(self) -> "LanguageModel":
         """A twin for generation, see `mm.decoder.prepared`."""
         twin, weight = prepared(self), self.embedding.weight if self.output is None else self.output.weight
-        if worth_laying(weight):
+        if can_lay(weight):
             twin.output = LaidLinear(weight)
         return twin
 

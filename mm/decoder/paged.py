@@ -15,20 +15,29 @@ from mm.decoder.blocks import BlockTable
 
 ALIGNMENT = 64
 """Bytes: a line of a CPU's cache."""
+PAGE = 16
+"""Tokens a block where no kernel wants more: little is wasted at a row's end."""
 
 
-def check_pages(page_size: int, *, device: torch.device, window: int | None = None) -> None:
-    """Whether the paged kernel of that device can read such pages.
+def checked_page_size(page_size: int | None, *, device: torch.device, window: int | None = None) -> int:
+    """A page size that the paged kernel of that device can read.
+
+    Args:
+        page_size: Tokens a block; None: 64 on CUDA, 16 elsewhere.
+        device: Of the cache.
+        window: Of self-attention.
 
     Raises:
-        ValueError: On CUDA its page size is no multiple of 64, or there is a sliding window.
+        ValueError: On CUDA the page size is no multiple of 64, or there is a sliding window.
     """
     if device.type != "cuda":
-        return
+        return PAGE if page_size is None else page_size
+    page_size = SPLIT_K_PAGE if page_size is None else page_size
     if page_size % SPLIT_K_PAGE:
         raise ValueError(f"page_size must be a multiple of {SPLIT_K_PAGE} on CUDA, got {page_size}")
     if window is not None:
         raise ValueError(f"window must be null for pages on CUDA, got {window}")
+    return page_size
 
 
 @dataclass(frozen=True)

@@ -31,16 +31,20 @@ Made = TypeVar("Made", bound=nn.Module)
 
 
 class Laid:
-    """x W^T for weights that never change, one below the other."""
+    """x W^T for weights that never change, one below the other; small ones are joined and not laid out."""
 
     def __init__(self, *weights: Float[Tensor, "_ D"]) -> None:
-        joined = torch.cat([weight.detach() for weight in weights])
-        self._product: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(joined, TYPICAL_ROWS)  # noqa: SLF001
+        self._weight = torch.cat([weight.detach() for weight in weights])
+        self._product: Callable[..., Tensor] | None = None
+        if self._weight.numel() >= WORTH_LAYING:
+            self._product = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, TYPICAL_ROWS)  # noqa: SLF001
 
     def __call__(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch O"]:
         """The product, in float32."""
         x = x.float()
+        if self._product is None:
+            return F.linear(x, self._weight)
         rows = x.numel() // x.shape[-1]
         # A kernel is made for every new number of rows (half a millisecond): of large numbers few are used.
         room = 0 if rows <= FEW_ROWS else -rows % 32
@@ -129,7 +133,7 @@ class LaidMixture(MixtureOfExperts):
         self.router, self.experts, self.shared_gate = plain.router, plain.experts, plain.shared_gate
         self.shared = None if plain.shared is None else LaidSwiGLU(plain.shared)
         own, shared = plain.experts, None if plain.shared_gate is not None else plain.shared
-        self._joined = shared is not None
+        self._joined, self._routed = shared is not None, own.down.shape[0] * own.down.shape[1]
         gates, ups = (part.mT.flatten(0, 1) for part in own.gate_up.chunk(2, dim=2))
         down = own.down.flatten(0, 1).mT
         if shared is not None:
@@ -147,9 +151,7 @@ class LaidMixture(MixtureOfExperts):
         gates = torch.zeros_like(routing.probabilities).scatter_(1, routing.experts, routing.gates)
         gate, up = self._gate_up(x).chunk(2, dim=1)
         hidden = F.silu(gate).mul_(up)
-        hidden[:, : self.experts.down.shape[0] * self.experts.down.shape[1]].view(tokens, experts, -1).mul_(
-            gates[:, :, None]
-        )
+        hidden[:, : self._routed].view(tokens, experts, -1).mul_(gates[:, :, None])
         out = self._down(hidden)
         if not math.isfinite(out.sum().item()):
             return super().forward(x)  # perhaps an expert overflowed for a token that didn't choose it: 0 * inf
@@ -175,17 +177,12 @@ def can_lay(weight: Tensor) -> bool:
     return fits and known and platform.machine().lower() in ("x86_64", "amd64")
 
 
-def worth_laying(weight: Tensor) -> bool:
-    """Whether products by it are faster laid out."""
-    return can_lay(weight) and weight.numel() >= WORTH_LAYING
-
-
 def _prepared(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Dropout):
         return nn.Identity()
     first = next(module.parameters(), None)
     if first is not None and can_lay(first):
-        if type(module) is nn.Linear and module.bias is None and worth_laying(module.weight):
+        if type(module) is nn.Linear and module.bias is None:
             return LaidLinear(module.weight)
         if type(module) is RMSNorm:
             return LaidNorm(module)
