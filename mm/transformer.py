@@ -151,12 +151,12 @@ class SelfAttention(nn.Module):
             cache: Where earlier keys and values are kept.
         """
         heads = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
-        turned, v = heads[:, :, : 2 * self.heads], heads[:, :, 2 * self.heads :]
+        turned, v = heads.split([2 * self.heads, self.heads], dim=2)
         if self.rotary is not None:
             places = torch.arange(x.shape[1], device=x.device)[None] if positions is None else positions
             angles = self.rotary.angles(places) if angles is None else angles
             turned = angles.turn(turned)
-        q, k = turned[:, :, : self.heads], turned[:, :, self.heads :]
+        q, k = turned.chunk(2, dim=2)
         if cache is not None:
             k, v = cache.update(k, v)
         mixed = attend(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)
