@@ -3,16 +3,16 @@
 import json
 import random
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jsonschema
 import numpy as np
 import pytest
 import torch
+from test_decoder_beam import history
 
 from mm.batch import SPECIAL_IDS, Padded, Slots, Tokens, Writing
 from mm.decoder.beam import beam_search
-from mm.decoder.cache import DecodingState
 from mm.decoder.decoder import MoEDecoder
 from mm.decoder.engine import Engine
 from mm.decoder.generate import Sampling, choose, write
@@ -289,20 +289,6 @@ class TestBadInput:
             Grammar.of_schema(SMALL, PIECES)
 
 
-@dataclass(frozen=True)
-class Words(DecodingState):
-    """A state that is the words so far."""
-
-    rows: tuple[tuple[int, ...], ...]
-
-    def select(self, rows):
-        return words(*(self.rows[row] for row in rows.tolist()))
-
-
-def words(*rows):
-    return Words((), (), torch.tensor([len(row) for row in rows]), rows)
-
-
 class Table:
     """A decoder whose next word depends on the last one and on the row."""
 
@@ -313,11 +299,11 @@ class Table:
         return self.scores[row[0], row[-1]]
 
     def step(self, ids, state):
-        state = words(*((*row, token) for row, token in zip(state.rows, ids.tolist(), strict=True)))
+        state = history(*((*row, token) for row, token in zip(state.rows, ids.tolist(), strict=True)))
         return torch.stack([self.logits(row) for row in state.rows]), state
 
     def start(self):
-        state = words((0, 0), (1, 0))
+        state = history((0, 0), (1, 0))
         return torch.stack([self.logits(row) for row in state.rows]), state
 
 
