@@ -17,6 +17,7 @@ from mm.decoder.huggingface import read_language_model, write_language_model
 from mm.decoder.huggingface_config import read_config
 from mm.decoder.imported import upcycled, with_specials, without_specials
 from mm.decoder.language import LanguageModel
+from mm.decoder.router import Router
 from mm.files import folder_in_place
 
 Dtype = Literal["float32", "bfloat16"]
@@ -37,7 +38,8 @@ def import_decoder(
         path: See `ACCEPTED`.
         out: A new or empty folder.
         num_experts: Makes a mixture of so many experts from a dense model; None: as it is.
-        dtype: Of the weights written; None: as they are, float32 where they were quantised.
+        dtype: Of the weights written; None: as they are, float32 where they were quantised. Routers' selection
+            biases are never rounded: a step of them is far below bfloat16's.
         step: Is told what happens now.
 
     Returns:
@@ -58,7 +60,7 @@ def import_decoder(
         step("reading the weights")
         model = read_language_model(path)
         if dtype is not None:
-            model = model.to(getattr(torch, dtype))
+            model = _cast(model, getattr(torch, dtype))
     elif path.is_file() and path.suffix == ".gguf":
         step("reading the vocabulary")
         found = open_gguf(path)
@@ -96,6 +98,15 @@ def export_decoder(folder: Path, out: Path) -> None:
     with folder_in_place(out) as fresh:
         write_language_model(without_specials(model), fresh)
         (fresh / VOCABULARY).write_bytes(tokenizer.open_json().encode("utf-8"))
+
+
+def _cast(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    biases = [None if router.selection_bias is None else router.selection_bias.float() for router in routers]
+    model = model.to(dtype)
+    for router, bias in zip(routers, biases, strict=True):
+        router.selection_bias = bias
+    return model
 
 
 def _vocabulary(folder: Path) -> Tokenizer:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mm.attention import Full, Mask, attend
+from mm.attention import Full, Mask, Visible, attend
 
 FEW_NUMBERS = 2**15
 """Up to so many, calls cost more than memory."""
@@ -136,7 +136,7 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Tensor, "B M D"],
         *,
-        mask: Mask,
+        mask: Visible,
         positions: Int[Tensor, "#B M"] | None = None,
         angles: Angles | None = None,
         cache: KeyValueCache | None = None,
@@ -150,11 +150,13 @@ class SelfAttention(nn.Module):
             angles: Of these positions where they are known, see `Rotary.angles`.
             cache: Where earlier keys and values are kept.
         """
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        heads = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
+        turned, v = heads.split([2 * self.heads, self.heads], dim=2)
         if self.rotary is not None:
             places = torch.arange(x.shape[1], device=x.device)[None] if positions is None else positions
             angles = self.rotary.angles(places) if angles is None else angles
-            q, k = angles.turn(q), angles.turn(k)
+            turned = angles.turn(turned)
+        q, k = turned.chunk(2, dim=2)
         if cache is not None:
             k, v = cache.update(k, v)
         mixed = attend(q, k, v, mask=mask, dropout=self.dropout if self.training else 0.0)

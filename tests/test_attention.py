@@ -172,6 +172,23 @@ def test_paged_equals_contiguous_keys_and_its_own_dense_mask(q_len: int) -> None
         torch.testing.assert_close(got[row : row + 1], alone)
 
 
+@pytest.mark.parametrize(("q_len", "k_len", "readers"), [(1, 5, 1), (1, 5, 3), (2, 5, 1), (5, 5, 1)])
+def test_where_keys_lie_in_memory_changes_no_result(q_len: int, k_len: int, readers: int) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(3, q_len, 2 * readers, 8)
+    k, v = (torch.randn(3, k_len, 2, width) for width in (8, 6))
+    seen = torch.tensor([[True] * 5, [True, False, True, True, False], [False] * 5])
+    for mask in (Full(), Causal(), Window(1), Keys(seen), Keys(seen, causal=True)):
+        for own_k, own_v in ((k, v), (k[:1], v[:1])):
+            if isinstance(mask, Keys) and len(own_k) == 1:
+                continue
+            rows = q[: len(own_k)]
+            # A place of more keys than are read, head by head.
+            room = [x.new_full((len(x), 2, k_len + 3, x.shape[3]), torch.nan) for x in (own_k, own_v)]
+            by_head = [x.transpose(1, 2)[:, :k_len].copy_(own) for x, own in zip(room, (own_k, own_v), strict=True)]
+            torch.testing.assert_close(attend(rows, *by_head, mask=mask), attend(rows, own_k, own_v, mask=mask))
+
+
 def test_unused_entries_of_a_block_table_are_never_read() -> None:
     q, k, v = tensors(2, 1, 16, c=1)
     lengths = torch.tensor([4, 2])

@@ -255,3 +255,19 @@ def test_nothing_is_overwritten(llama: Path, tmp_path: Path, capsys: pytest.Capt
     code, _, err = run(capsys, "import-decoder", llama, "-o", tmp_path / "out", "--experts", "1")
     assert code == 2
     assert "experts_per_token" in err
+
+
+def test_bfloat16_rounds_the_weights_and_not_the_bias_that_experts_are_chosen_by(tmp_path: Path) -> None:
+    kind, settings = CASES["deepseek v3"]
+    save(tmp_path / "theirs", kind, settings)
+    file, name = tmp_path / "theirs" / "model.safetensors", "model.layers.1.mlp.gate.e_score_correction_bias"
+    weights = load_file(file)
+    assert weights[name].dtype == torch.float32
+    weights[name] = torch.linspace(0.5001, 0.5004, len(weights[name]))
+    save_file(weights, file, metadata={"format": "pt"})
+    import_decoder(tmp_path / "theirs", tmp_path / "ours", dtype="bfloat16")
+    model, _ = read_decoder(tmp_path / "ours")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    bias = model.layers[1].feed_forward.router.selection_bias  # type: ignore[union-attr]
+    assert torch.equal(bias, weights[name])
+    assert len(bias.bfloat16().unique()) == 1

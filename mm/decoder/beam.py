@@ -6,7 +6,8 @@ from torch import Tensor
 
 from mm.batch import SPECIAL_IDS, Padded
 from mm.decoder.cache import DecodingState
-from mm.decoder.generate import NEVER_WRITTEN, Generated, StepwiseDecoder
+from mm.decoder.generate import NEVER_WRITTEN, Generated, Sampling, StepwiseDecoder
+from mm.decoder.grammar import Grammar, Matcher, forbidden
 
 
 def beam_search(
@@ -17,6 +18,7 @@ def beam_search(
     beams: int,
     max_new_tokens: int,
     length_penalty: float = 1.0,
+    grammar: Grammar | None = None,
 ) -> Generated:
     """Writes each row's best sentence: highest log-probability divided by length ** `length_penalty`.
 
@@ -29,20 +31,25 @@ def beam_search(
         beams: Sentences that grow at a time, for each row.
         max_new_tokens: Where a sentence is cut.
         length_penalty: 0: the probability alone counts, which favours short ones; 1: its mean a token.
+        grammar: Every sentence is one that this allows; one that was cut is the beginning of one.
 
     Raises:
-        ValueError: Settings that make no search.
+        ValueError: Settings that make no search, or a grammar for more ids than the decoder has.
     """
     most = (logits.shape[1] - len(NEVER_WRITTEN)) // 2
     if not 1 <= beams <= most:
         raise ValueError(f"beams must be 1..{most} (half the vocabulary), got {beams}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    Sampling(grammar=grammar).check_vocabulary(logits.shape[1])
     ended: list[list[_Sentence]] = [[] for _ in range(len(logits))]
     growing = [_Sentence(row, [], []) for row in range(len(logits))]
     for index in range(max_new_tokens):
         scores = logits.float().log_softmax(-1)
         scores[:, list(NEVER_WRITTEN)] = -torch.inf
+        wrong = forbidden([_matcher(grammar, sentence.ids) for sentence in growing], logits.shape[1])
+        if wrong is not None:
+            scores.masked_fill_(wrong.to(scores.device), -torch.inf)
         # One of the best 2 * beams of a row's candidates always lies among the best 2 * beams of a sentence.
         best, tokens = scores.topk(2 * beams, dim=-1)
         candidates: dict[int, list[tuple[float, int, int, float]]] = {}
@@ -82,6 +89,16 @@ def beam_search(
     for place, sentence in enumerate(chosen):
         log_probabilities[place, : len(sentence.ids)] = torch.tensor(sentence.scores)
     return Generated(ids, log_probabilities)
+
+
+def _matcher(grammar: Grammar | None, ids: list[int]) -> Matcher | None:
+    """Where a sentence stands; read anew, for several grow out of one."""
+    if grammar is None:
+        return None
+    matcher = grammar.begin()
+    for token in ids:
+        matcher.accept(token)
+    return matcher
 
 
 class _Sentence:

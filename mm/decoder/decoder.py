@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mm.attention import Causal, Mask
+from mm.attention import Causal, Visible
 from mm.batch import Slots, Tokens
 from mm.decoder.cache import MemoryKeys, RowMemory
 from mm.decoder.experts import MixtureOfExperts
@@ -136,7 +136,7 @@ class MoEDecoder(SentenceDecoder):
         """The routers, layer by layer."""
         return tuple(layer.experts.router for layer in self._layers())
 
-    def paged_cache(self, *, num_blocks: int, page_size: int) -> PagedCache:
+    def paged_cache(self, *, num_blocks: int, page_size: int | None) -> PagedCache:
         """Room for keys and values of all layers; for the engine.
 
         Raises:
@@ -157,7 +157,7 @@ class MoEDecoder(SentenceDecoder):
         memory: tuple[RowMemory, ...],
         *,
         caches: Sequence[KeyValueCache] | None = None,
-        mask: Mask | None = None,
+        mask: Visible | None = None,
         positions: Int[Tensor, "#M L"] | None = None,
     ) -> tuple[Float[Tensor, "M L D"], list[Routing]]:
         """See `SentenceDecoder`."""

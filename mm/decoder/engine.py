@@ -34,8 +34,8 @@ class PagedDecoder(Protocol):
         """The same decoder as generation wants it; weights that change later need not reach it."""
         ...
 
-    def paged_cache(self, *, num_blocks: int, page_size: int) -> PagedCache:
-        """Room for keys and values of all layers."""
+    def paged_cache(self, *, num_blocks: int, page_size: int | None) -> PagedCache:
+        """Room for keys and values of all layers; `page_size` None: what suits the device."""
         ...
 
     def remember(self, memory: Tokens) -> tuple[MemoryKeys, ...]:
@@ -80,7 +80,7 @@ class Engine:
         max_sequences: int = 16,
         token_budget: int = 512,
         num_blocks: int = 1024,
-        page_size: int = 16,
+        page_size: int | None = None,
         context: int | None = None,
         group: int = 1,
         max_wait: float = 0.0,
@@ -94,7 +94,7 @@ class Engine:
             max_sequences: That run at a time.
             token_budget: Tokens a step, padding included; longer prompts are read in several steps.
             num_blocks: Of the cache, for all sequences together.
-            page_size: Tokens a block; on CUDA a multiple of 64.
+            page_size: Tokens a block; on CUDA a multiple of 64. None: 64 there and 16 elsewhere.
             context: Most tokens of a prompt and what is written behind it; None: what all blocks hold, or
                 the decoder is made for.
             group: See `Scheduler`.
@@ -105,9 +105,10 @@ class Engine:
         Raises:
             ValueError: Numbers that don't fit together.
         """
-        blocks = BlockAllocator(num_blocks, page_size=page_size)
         self.cache = decoder.paged_cache(num_blocks=num_blocks, page_size=page_size)
-        room = min(num_blocks * page_size, self.cache.context or num_blocks * page_size)
+        blocks = BlockAllocator(num_blocks, page_size=self.cache.page_size)
+        slots = num_blocks * self.cache.page_size
+        room = min(slots, self.cache.context or slots)
         if context is not None and not 1 <= context <= room:
             raise ValueError(f"context must be 1..{room} (num_blocks * page_size, and the decoder's), got {context}")
         self.context = room if context is None else context
@@ -198,7 +199,7 @@ class Engine:
 
     def step(self) -> list[Piece]:
         """Goes one step on: at most one token more for each request that runs."""
-        with torch.no_grad():
+        with torch.inference_mode():
             plan = self.scheduler.plan()
             self.cache.copy(plan.copies)
             if not plan.read and not plan.written:

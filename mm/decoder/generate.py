@@ -184,7 +184,8 @@ def choose(
 
 @cache
 def _never_written(device: torch.device) -> Int[Tensor, " S"]:
-    return torch.tensor(NEVER_WRITTEN, device=device)
+    with torch.inference_mode(mode=False):  # an engine may be the first to ask, and others may want gradients
+        return torch.tensor(NEVER_WRITTEN, device=device)
 
 
 def penalised(logits: Float[Tensor, "M V"], written: Int[Tensor, "M W"], penalty: float) -> Float[Tensor, "M V"]:

@@ -5,7 +5,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mm.attention import Mask, attend
+from mm.attention import Visible, attend
 from mm.transformer import Angles, KeyValueCache, RMSNorm
 
 QueryKeyNorm = Literal["none", "head", "all"]
@@ -45,7 +45,7 @@ class GroupedQueryAttention(nn.Module):
             self.k_norm = RMSNorm(head_width if norm == "head" else key_heads * head_width, eps=norm_eps)
 
     def forward(
-        self, x: Float[Tensor, "B M D"], *, mask: Mask, angles: Angles, cache: KeyValueCache | None = None
+        self, x: Float[Tensor, "B M D"], *, mask: Visible, angles: Angles, cache: KeyValueCache | None = None
     ) -> Float[Tensor, "B M D"]:
         """Mixes tokens along M.
 

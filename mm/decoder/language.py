@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mm.attention import Causal, Mask, Packed, Window
+from mm.attention import Causal, Mask, Packed, Visible, Window
 from mm.batch import Padded
 from mm.decoder.cache import DecodingState, LayerCache
 from mm.decoder.experts import MixtureOfExperts
@@ -80,7 +80,7 @@ class LanguageLayer(nn.Module):
         self,
         x: Float[Tensor, "M L D"],
         *,
-        mask: Mask,
+        mask: Visible,
         angles: Angles,
         real: Int[Tensor, " T"] | None = None,
         cache: KeyValueCache | None = None,
@@ -253,7 +253,7 @@ class LanguageModel(nn.Module):
         self,
         x: Float[Tensor, "M L D"],
         *,
-        mask: Mask,
+        mask: Visible,
         positions: Int[Tensor, "#M L"],
         real: Int[Tensor, " T"] | None = None,
         caches: Sequence[KeyValueCache] | None = None,

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mm.attention import Mask, Mixed, Paged, attend
+from mm.attention import Mask, Mixed, Paged, Visible, attend
 from mm.decoder.paged import Table
 from mm.transformer import Angles, KeyValueCache, RMSNorm
 
@@ -83,7 +83,7 @@ class LatentAttention(nn.Module):
         self.out = nn.Linear(heads * sizes.value_width, width, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "B M D"], *, mask: Mask, angles: Angles, cache: KeyValueCache | None = None
+        self, x: Float[Tensor, "B M D"], *, mask: Visible, angles: Angles, cache: KeyValueCache | None = None
     ) -> Float[Tensor, "B M D"]:
         """Mixes tokens along M.
 

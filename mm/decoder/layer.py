@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mm import ontology
-from mm.attention import Mask
+from mm.attention import Visible
 from mm.batch import SLOT_KINDS, Slots, Tokens
 from mm.decoder.cache import MemoryKeys, RowMemory
 from mm.decoder.experts import MixtureOfExperts
@@ -86,7 +86,7 @@ class DecoderLayer(nn.Module):
         x: Float[Tensor, "M L D"],
         *,
         real: Int[Tensor, " T"] | None,
-        mask: Mask,
+        mask: Visible,
         memory: RowMemory,
         angles: Angles,
         cache: KeyValueCache | None = None,

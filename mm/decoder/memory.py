@@ -146,7 +146,11 @@ class MemoryBank:
         grown = []
         for index, layer in enumerate(memory.layers):
             shape = (self._capacity, memory.length)
-            k, v = (part.new_zeros(*shape, *part.shape[2:]) for part in (layer.k, layer.v))
+            # Head by head in memory, as products read them.
+            k, v = (
+                part.new_zeros(self._capacity, part.shape[2], memory.length, part.shape[3]).transpose(1, 2)
+                for part in (layer.k, layer.v)
+            )
             mask = torch.zeros(shape, dtype=torch.bool, device=k.device)
             if self._layers:
                 old = self._layers[index]

@@ -1,9 +1,11 @@
 """Keys and values in pages: one tensor a layer for all sequences, and what one pass of the decoder sees of it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -11,19 +13,31 @@ from torch import Tensor
 from mm.attention import SPLIT_K_PAGE, Mask, Mixed, Packed, Paged, additive
 from mm.decoder.blocks import BlockTable
 
+ALIGNMENT = 64
+"""Bytes: a line of a CPU's cache."""
+PAGE = 16
+"""Tokens a block where no kernel wants more: little is wasted at a row's end."""
 
-def check_pages(page_size: int, *, device: torch.device, window: int | None = None) -> None:
-    """Whether the paged kernel of that device can read such pages.
+
+def checked_page_size(page_size: int | None, *, device: torch.device, window: int | None = None) -> int:
+    """A page size that the paged kernel of that device can read.
+
+    Args:
+        page_size: Tokens a block; None: 64 on CUDA, 16 elsewhere.
+        device: Of the cache.
+        window: Of self-attention.
 
     Raises:
-        ValueError: On CUDA its page size is no multiple of 64, or there is a sliding window.
+        ValueError: On CUDA the page size is no multiple of 64, or there is a sliding window.
     """
     if device.type != "cuda":
-        return
+        return PAGE if page_size is None else page_size
+    page_size = SPLIT_K_PAGE if page_size is None else page_size
     if page_size % SPLIT_K_PAGE:
         raise ValueError(f"page_size must be a multiple of {SPLIT_K_PAGE} on CUDA, got {page_size}")
     if window is not None:
         raise ValueError(f"window must be null for pages on CUDA, got {window}")
+    return page_size
 
 
 @dataclass(frozen=True)
@@ -158,7 +172,10 @@ class Step:
 
 
 class PagedLayer:
-    """Keys and values of one layer, [blocks page heads width] each, made when the first ones arrive."""
+    """Keys and values of one layer, [blocks page heads width] each, made when the first ones arrive.
+
+    On a CPU a block takes no memory before it is used.
+    """
 
     def __init__(self, num_blocks: int, *, page_size: int) -> None:
         self.num_blocks, self.page_size = num_blocks, page_size
@@ -170,7 +187,7 @@ class PagedLayer:
         if self.k is None or self.v is None:
             # One block more than can be owned: padding is written there.
             shape = (self.num_blocks + 1, self.page_size)
-            self.k, self.v = k.new_zeros(*shape, *k.shape[2:]), v.new_zeros(*shape, *v.shape[2:])
+            self.k, self.v = (zeros(*shape, *part.shape[2:], like=part) for part in (k, v))
         for pool, new in ((self.k, k), (self.v, v)):
             pool.flatten(0, 1).index_copy_(0, places, new.flatten(0, 1).to(pool.dtype))
 
@@ -259,3 +276,13 @@ class PagedCache:
         """Copies blocks in every layer, (from, to): what `BlockAllocator.extend` asks for."""
         for layer in self.layers:
             layer.copy(pairs)
+
+
+def zeros(*shape: int, like: Tensor) -> Tensor:
+    """Zeros; on a CPU the system gives their memory when it is first written to."""
+    if not like.is_cpu:
+        return like.new_zeros(shape)
+    size_in_bytes = math.prod(shape) * like.element_size()
+    room = torch.from_numpy(np.zeros(size_in_bytes + ALIGNMENT, dtype=np.uint8))
+    start = -room.data_ptr() % ALIGNMENT
+    return room[start : start + size_in_bytes].view(like.dtype).view(shape)

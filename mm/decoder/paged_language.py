@@ -10,7 +10,7 @@ from mm.batch import Slots, Tokens
 from mm.decoder.cache import MemoryKeys
 from mm.decoder.language import LanguageModel
 from mm.decoder.memory import StepMemory
-from mm.decoder.paged import PagedCache, Step, check_pages
+from mm.decoder.paged import PagedCache, Step, checked_page_size
 
 
 class PagedLanguageModel:
@@ -34,16 +34,15 @@ class PagedLanguageModel:
         twin.model = self.model.prepared()
         return twin
 
-    def paged_cache(self, *, num_blocks: int, page_size: int) -> PagedCache:
-        """Room for keys and values of all layers.
+    def paged_cache(self, *, num_blocks: int, page_size: int | None) -> PagedCache:
+        """Room for keys and values of all layers; `page_size` None: what suits the device.
 
         Raises:
             ValueError: The paged kernel on CUDA can't read pages of this size, or knows no sliding window.
         """
         config, device = self.model.config, self.model.embedding.weight.device
-        check_pages(page_size, device=device, window=config.window)
-        sizes = {"num_blocks": num_blocks, "page_size": page_size, "context": config.context}
-        return PagedCache(config.depth, **sizes, device=device)
+        page = checked_page_size(page_size, device=device, window=config.window)
+        return PagedCache(config.depth, num_blocks=num_blocks, page_size=page, device=device, context=config.context)
 
     def remember(self, memory: Tokens) -> tuple[MemoryKeys, ...]:  # noqa: ARG002
         """Nothing: a plain language model reads no memory."""

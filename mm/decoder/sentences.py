@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mm.attention import Mask
+from mm.attention import Visible
 from mm.batch import SPECIAL_IDS, Slots, Tokens, Writing
 from mm.decoder.cache import DecodingState, LayerCache, MemoryKeys, RowMemory
 from mm.decoder.generate import GREEDY, Generated, Sampling, write
 from mm.decoder.layer import SlotEmbedding
 from mm.decoder.memory import StepMemory
 from mm.decoder.output import DecoderOutput, pack
-from mm.decoder.paged import PagedCache, Step, check_pages, visible
-from mm.decoder.prepared import LaidLinear, can_lay, prepared
+from mm.decoder.paged import PagedCache, Step, checked_page_size, visible
+from mm.decoder.prepared import Laid, can_lay, prepared
 from mm.decoder.router import Router, Routing
 from mm.transformer import KeyValueCache, RMSNorm
 
@@ -47,7 +47,7 @@ class SentenceDecoder(nn.Module, ABC):
     slot: SlotEmbedding
     window: int | None = None
     context: int | None = None
-    _output: LaidLinear | None = None
+    _output: Callable[[Tensor], Tensor] | None = None
 
     @abstractmethod
     def routers(self) -> tuple[Router, ...]:
@@ -73,7 +73,7 @@ class SentenceDecoder(nn.Module, ABC):
         memory: tuple[RowMemory, ...],
         *,
         caches: Sequence[KeyValueCache] | None = None,
-        mask: Mask | None = None,
+        mask: Visible | None = None,
         positions: Int[Tensor, "#M L"] | None = None,
     ) -> tuple[Float[Tensor, "M L D"], Sequence[Routing]]:
         """All layers over rows padded on the right.
@@ -184,15 +184,15 @@ class SentenceDecoder(nn.Module, ABC):
         hidden, _ = self._run(ids, lengths, slots, state.memory, caches=state.layers, mask=mask, positions=positions)
         return hidden
 
-    def paged_cache(self, *, num_blocks: int, page_size: int) -> PagedCache:
-        """Room for keys and values of all layers; for the engine.
+    def paged_cache(self, *, num_blocks: int, page_size: int | None) -> PagedCache:
+        """Room for keys and values of all layers; for the engine. `page_size` None: what suits the device.
 
         Raises:
             ValueError: The paged kernel on CUDA can't read pages of this size, or a window of them.
         """
         device = next(self.parameters()).device
-        check_pages(page_size, device=device, window=self.window)
-        return PagedCache(self.depth, num_blocks=num_blocks, page_size=page_size, device=device, context=self.context)
+        page = checked_page_size(page_size, device=device, window=self.window)
+        return PagedCache(self.depth, num_blocks=num_blocks, page_size=page, device=device, context=self.context)
 
     @torch.no_grad()
     def remember(self, memory: Tokens) -> tuple[MemoryKeys, ...]:
@@ -229,7 +229,7 @@ class SentenceDecoder(nn.Module, ABC):
     def prepared(self) -> "SentenceDecoder":
         """A twin for generation, see `mm.decoder.prepared`; for the engine."""
         twin, weight = prepared(self), self._last()[1]
-        twin._output = LaidLinear(weight) if can_lay(weight) else None  # noqa: SLF001
+        twin._output = Laid(weight) if can_lay(weight) else None  # noqa: SLF001
         return twin
 
     def _logits(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T V"]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mm.attention import Causal, Mask, Window
+from mm.attention import Causal, Mask, Visible, Window
 from mm.batch import Slots, Tokens
 from mm.decoder.cache import DecodingState, MemoryKeys, RowMemory
 from mm.decoder.experts import MixtureOfExperts
@@ -154,7 +154,7 @@ class WritingModel(SentenceDecoder):
         memory: tuple[RowMemory, ...],
         *,
         caches: Sequence[KeyValueCache] | None = None,
-        mask: Mask | None = None,
+        mask: Visible | None = None,
         positions: Int[Tensor, "#M L"] | None = None,
     ) -> tuple[Float[Tensor, "M L D"], tuple[Routing, ...]]:
         """See `SentenceDecoder`; without `memory` rows are plain text."""

@@ -9,11 +9,13 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from test_decoder_beam import history
 
 from mm.batch import SPECIAL_IDS, Padded, Slots, Tokens, Writing
+from mm.decoder.beam import beam_search
 from mm.decoder.decoder import MoEDecoder
 from mm.decoder.engine import Engine
-from mm.decoder.generate import Sampling, choose
+from mm.decoder.generate import Sampling, choose, write
 from mm.decoder.grammar import Grammar, forbidden
 from mm.report.answer import findings_schema
 
@@ -285,3 +287,62 @@ class TestBadInput:
         monkeypatch.setitem(sys.modules, "xgrammar", None)
         with pytest.raises(ImportError, match=r"pip install 'mm-report\[grammar\]'"):
             Grammar.of_schema(SMALL, PIECES)
+
+
+class Table:
+    """A decoder whose next word depends on the last one and on the row."""
+
+    def __init__(self):
+        self.scores = 2 * torch.randn(2, VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
+
+    def logits(self, row):
+        return self.scores[row[0], row[-1]]
+
+    def step(self, ids, state):
+        state = history(*((*row, token) for row, token in zip(state.rows, ids.tolist(), strict=True)))
+        return torch.stack([self.logits(row) for row in state.rows]), state
+
+    def start(self):
+        state = history((0, 0), (1, 0))
+        return torch.stack([self.logits(row) for row in state.rows]), state
+
+
+def spellings(grammar, before=()):
+    """Every list of tokens that a grammar allows."""
+    matcher, row = grammar.begin(), np.empty(VOCAB, dtype=np.bool_)
+    for token in before:
+        matcher.accept(token)
+    matcher.forbid(row)
+    for token in (~row).nonzero()[0].tolist():
+        if token == SPECIAL_IDS.end:
+            yield [*before, token]
+        else:
+            yield from spellings(grammar, (*before, token))
+
+
+def test_beams_find_the_best_text_of_a_grammar():
+    grammar = Grammar.of_rules('root ::= "no" | "nab" | "bob" | "ban" "a"? | "ou"', PIECES)
+    every, table = list(spellings(grammar)), Table()
+    for length_penalty in (0.0, 1.0):
+        got = beam_search(
+            table, *table.start(), beams=60, max_new_tokens=8, length_penalty=length_penalty, grammar=grammar
+        )
+        for row, ids in enumerate(got.rows()):
+            totals = []
+            for spelling in every:
+                each = [
+                    table.logits((row, 0, *spelling[:i])).log_softmax(-1)[token] for i, token in enumerate(spelling)
+                ]
+                totals.append(float(sum(each)) / len(spelling) ** length_penalty)
+            assert ids == every[totals.index(max(totals))]
+    assert len(every) > 5
+
+
+def test_one_beam_with_a_grammar_is_greedy_with_it_and_a_cut_one_is_a_beginning():
+    grammar, table = Grammar.of_schema(SMALL, PIECES), Table()
+    for most in (3, 200):
+        expected = write(table, *table.start(), sampling=Sampling(most, grammar=grammar)).rows()
+        assert beam_search(table, *table.start(), beams=1, max_new_tokens=most, grammar=grammar).rows() == expected
+    logits, state = table.start()
+    with pytest.raises(ValueError, match=f"grammar must be for at most the decoder's {VOCAB - SPARE - 1} ids"):
+        beam_search(table, logits[:, : VOCAB - SPARE - 1], state, beams=1, max_new_tokens=3, grammar=grammar)

@@ -3,7 +3,9 @@ import torch
 
 from mm.attention import Causal, attend
 from mm.decoder.blocks import BlockAllocator, BlockTable
-from mm.decoder.paged import PagedCache
+from mm.decoder.decoder import MoEDecoder
+from mm.decoder.engine import Engine
+from mm.decoder.paged import PagedCache, checked_page_size, zeros
 
 HEADS, WIDTH = 2, 8
 
@@ -68,3 +70,22 @@ def test_padding_is_written_to_nobodys_block():
     assert now.places.tolist() == [tables[0].blocks[0] * 2]
     assert untouched[tables[0].blocks[0], 1].abs().sum() == 0
     assert cache.layers[0].k[2].abs().sum() >= 0
+
+
+def test_the_default_page_is_one_that_the_device_can_read():
+    for device in ("cpu", "cuda"):
+        page = checked_page_size(None, device=torch.device(device))
+        assert checked_page_size(page, device=torch.device(device)) == page
+    engine = Engine(MoEDecoder(50, width=32, depth=1, heads=2), num_blocks=8)
+    assert engine.context == 8 * engine.cache.page_size == 8 * engine.scheduler.blocks.page_size == 128
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_an_unused_pool_is_zero_and_lies_on_whole_lines(dtype):
+    made = zeros(3, 5, 2, 7, like=torch.ones(1, dtype=dtype))
+    assert (made.shape, made.dtype) == ((3, 5, 2, 7), dtype)
+    assert made.data_ptr() % 64 == 0
+    assert made.is_contiguous()
+    assert not made.any()
+    made[1] = 1
+    assert made.sum() == 70

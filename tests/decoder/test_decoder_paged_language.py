@@ -13,7 +13,7 @@ from mm.decoder.huggingface import write_language_model
 from mm.decoder.language import LanguageModel
 from mm.decoder.language_config import LanguageConfig
 from mm.decoder.latent import Latent
-from mm.decoder.paged import check_pages
+from mm.decoder.paged import checked_page_size
 from mm.decoder.paged_language import PagedLanguageModel
 from mm.decoder.request import Request
 from mm.decoder.router import Router
@@ -218,6 +218,6 @@ class TestBadInput:
 
     def test_page_size_that_the_kernel_refuses(self) -> None:
         with pytest.raises(ValueError, match="page_size must be a multiple of 64 on CUDA, got 16"):
-            check_pages(16, device=torch.device("cuda"))
+            checked_page_size(16, device=torch.device("cuda"))
         with pytest.raises(ValueError, match="window must be null for pages on CUDA, got 7"):
-            check_pages(64, device=torch.device("cuda"), window=7)
+            checked_page_size(64, device=torch.device("cuda"), window=7)

@@ -3,13 +3,15 @@
 import pytest
 import torch
 
+import mm.decoder.prepared
 from mm.attention import Causal, Mixed, Packed, Paged, attend
 from mm.decoder.decoder import MoEDecoder
 from mm.decoder.experts import MixtureOfExperts
 from mm.decoder.language import LanguageModel
 from mm.decoder.language_config import LanguageConfig
 from mm.decoder.latent import Latent
-from mm.decoder.prepared import FEW_ROWS, Laid, prepared
+from mm.decoder.prepared import FEW_ROWS, Laid, LaidNorm, prepared
+from mm.transformer import RMSNorm
 
 SIZES = {"vocab_size": 50, "width": 32, "depth": 2, "heads": 4, "key_heads": 2, "head_width": 8, "context": 64}
 CONFIGS = {
@@ -20,6 +22,15 @@ CONFIGS = {
 }
 
 
+@pytest.fixture(params=[0, mm.decoder.prepared.WORTH_LAYING], ids=["all laid out", "small as they are"])
+def _layout(request, monkeypatch):
+    monkeypatch.setattr(mm.decoder.prepared, "WORTH_LAYING", request.param)
+
+
+laid = pytest.mark.usefixtures("_layout")
+
+
+@laid
 @pytest.mark.parametrize("rows", [1, 7, 33, 100])
 def test_a_laid_out_product_is_the_product_whatever_the_rows(rows):
     torch.manual_seed(0)
@@ -28,6 +39,7 @@ def test_a_laid_out_product_is_the_product_whatever_the_rows(rows):
     torch.testing.assert_close(Laid(first, second)(x), expected.float(), rtol=1e-5, atol=1e-5)
 
 
+@laid
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_of_the_twin_are_those_of_the_model(name):
     torch.manual_seed(0)
@@ -43,12 +55,13 @@ def test_logits_of_the_twin_are_those_of_the_model(name):
     assert all(torch.equal(after[key], item) for key, item in before.items())
 
 
-@pytest.mark.parametrize("shared", [0, 16])
+@laid
+@pytest.mark.parametrize(("shared", "shared_gate"), [(0, False), (24, False), (24, True)])
 @pytest.mark.parametrize("tokens", [1, FEW_ROWS, FEW_ROWS + 1])
-def test_all_experts_for_few_tokens_give_what_sorting_gives(tokens, shared):
+def test_all_experts_for_few_tokens_give_what_sorting_gives(tokens, shared, shared_gate):
     torch.manual_seed(0)
-    sizes = {"num_experts": 4, "experts_per_token": 2, "expert_width": 16, "shared_expert_width": shared}
-    layer = MixtureOfExperts(32, **sizes).eval()
+    sizes = {"num_experts": 4, "experts_per_token": 2, "expert_width": 16}
+    layer = MixtureOfExperts(32, **sizes, shared_expert_width=shared, shared_gate=shared_gate).eval()
     layer.experts.init_weights(output_scale=1.0)
     x = torch.randn(tokens, 32)
     holder = torch.nn.Sequential(layer)
@@ -56,6 +69,40 @@ def test_all_experts_for_few_tokens_give_what_sorting_gives(tokens, shared):
         (expected, routing), (got, other) = layer(x), prepared(holder)[0](x)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(other.experts, routing.experts)
+
+
+@laid
+def test_an_expert_that_overflows_for_a_token_that_did_not_choose_it_changes_nothing():
+    torch.manual_seed(0)
+    layer = MixtureOfExperts(
+        32, num_experts=4, experts_per_token=2, expert_width=16, shared_expert_width=0, selection_bias=True
+    ).eval()
+    layer.experts.init_weights(output_scale=1.0)
+    with torch.no_grad():
+        layer.router.selection_bias[3] = -10  # nobody chooses it
+        layer.experts.gate_up[3] *= 1e25
+        x = torch.randn(FEW_ROWS, 32)
+        expected, got = layer(x)[0], prepared(torch.nn.Sequential(layer))[0](x)[0]
+    assert expected.isfinite().all()
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 1e4])
+def test_the_laid_norm_is_the_norm_at_every_size(scale):
+    torch.manual_seed(0)
+    norm, x = RMSNorm(40, eps=1e-5), scale * torch.randn(2, 3, 40)
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(40))
+        torch.testing.assert_close(LaidNorm(norm)(x), norm(x), rtol=1e-5, atol=1e-6)
+
+
+@laid
+def test_the_output_layer_is_laid_out_too():
+    """It is the largest of all, and was once left out without a word."""
+    decoder = MoEDecoder(100, width=64, depth=1, heads=2).eval()
+    twin, hidden = decoder.prepared(), torch.randn(3, 64)
+    assert isinstance(twin._output, Laid)
+    torch.testing.assert_close(twin._logits(hidden), decoder._logits(hidden), rtol=1e-4, atol=1e-4)
 
 
 def test_our_decoder_keeps_its_parameters():
