@@ -133,8 +133,7 @@ def test_a_caption_is_written_from_the_image_alone(root: Path) -> None:
     (root / "lies.yaml").write_text(SPEC.format(root=root).replace("rows.jsonl", "lies.jsonl"))
     checkpoint = str(root / "written" / "checkpoint")
     told, lied = (
-        TextEvaluation(spec=str(root / f"{name}.yaml"), checkpoint=checkpoint)._described()
-        for name in ("spec", "lies")
+        TextEvaluation(spec=str(root / f"{name}.yaml"), checkpoint=checkpoint)._described() for name in ("spec", "lies")
     )
     assert told == lied
     assert len(told) == 8
