@@ -181,14 +181,14 @@ def _attend_few(
 ) -> Float[Tensor, "B H M W"]:
     """Two batches of products: for few queries on a CPU in two thirds of the fused kernel's time."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).unflatten(0, q.shape[:2])
+    scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).view(*q.shape[:3], -1)
     if seen is None:
         scores = scores * scale
     elif seen.dtype == torch.bool:
         scores = (scores * scale).masked_fill(~seen, -math.inf)
     else:
         scores = torch.add(seen, scores, alpha=scale)
-    return torch.bmm(scores.softmax(-1).flatten(0, 1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
+    return torch.bmm(scores.softmax(-1).flatten(0, 1), v.flatten(0, 1)).view(*q.shape[:3], -1)
 
 
 def _in_one_piece(*parts: Float[Tensor, "B H N _"]) -> bool:
