@@ -252,6 +252,6 @@ def write(
     written = Generated(Padded(ids[:, :longest], lengths), log_probabilities[:, :longest])
     if sampling.samples == 1:
         return written
-    texts, number = written.rows(), sampling.samples
-    kept = [first + consensus(texts[first : first + number]) for first in range(0, rows, number)]
+    drawn, number = written.rows(), sampling.samples
+    kept = [first + consensus(drawn[first : first + number]) for first in range(0, rows, number)]
     return written.select(torch.tensor(kept, dtype=torch.long, device=device))
