@@ -68,7 +68,8 @@ class LaidNorm(RMSNorm):
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """As `RMSNorm`, in float32."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).hypot_(self._least)
-        return (x / length).mul_(self._scale)
+        out: Tensor = (x / length).mul_(self._scale)
+        return out
 
 
 class LaidLinear(nn.Linear):
