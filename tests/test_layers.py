@@ -9,7 +9,10 @@ PACKAGE = Path(__file__).parent.parent / "mm"
 # Each room and the rooms of ours that it may import; "mm" is the package itself, not what lies in it.
 _BASE = {"mm.ontology", "mm.batch", "mm.answer_words"}
 _NETWORKS = _BASE | {"mm.attention", "mm.transformer"}
-_FINDINGS = {"mm.findings", "mm.finding_maps", "mm.finding_loss", "mm.history", "mm.instances", "mm.calibration"}
+_FINDINGS = {
+    "mm.findings", "mm.finding_maps", "mm.finding_small", "mm.finding_loss", "mm.history", "mm.instances",
+    "mm.calibration",
+}  # fmt: skip
 _PARTS = _NETWORKS | _FINDINGS | {"mm.answers", "mm.canonical", "mm.encoders", "mm.fusion", "mm.decoder"}
 _MODEL = _PARTS | {"mm.encoded", "mm.reading", "mm.widths", "mm.model"}
 _TELL = {"mm.trust", "mm.errors", "mm.files"}
@@ -28,6 +31,7 @@ ALLOWED = {
     "transformer": {"mm.attention", "mm.batch"},
     "calibration": set(),
     "finding_maps": _NETWORKS,
+    "finding_small": _NETWORKS | {"mm.finding_maps"},
     "finding_loss": _NETWORKS | {"mm.finding_maps"},
     "instances": _NETWORKS | {"mm.finding_maps", "mm.findings"},
     "history": _NETWORKS | {"mm.finding_maps", "mm.encoders.temporal"},
