@@ -146,7 +146,7 @@ def test_whatever_schema_is_taken_is_kept():
         ({"const": {1}}, "schema must be JSON"),
         ({"type": "integer", "minimum": 5, "maximum": 3}, "grammar: .*minimum greater than maximum"),
         ({"type": "integer", "minimum": 0.5}, "grammar: Integer constraint must be a whole number"),
-        ({"$ref": "#"}, "no text that it allows"),
+        ({"$ref": "#"}, "no text that it allows|Circular"),  # ours, or that of xgrammar from 0.2.9 on
         ({"anyOf": []}, r"anyOf at # must be a list of at least one, got \[\]"),
     ],
 )
