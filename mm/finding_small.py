@@ -1,8 +1,8 @@
 """What the statistics of a volume's cells say of findings that are a voxel or two wide, such as arterial calcium.
 
 They go beside the network and not through it: features of the pyramid that have seen 9,000 patients tell nothing of
-calcification (a head of its own on them: AUROC .43), the statistics do (.85 for 50 mm3 and more, docs/results.md). Learning
-it takes thousands of steps all the same: the shipped model has not got there.
+calcification (a head of its own on them: AUROC .43), the statistics do (.85 for 50 mm3 and more, docs/results.md).
+Learning it takes thousands of steps all the same: the shipped model has not got there.
 """
 
 import torch
