@@ -162,7 +162,8 @@ def situations(sample: Sample) -> list[tuple[Template, ...]]:
             found.append(summary_templates(sample.language, sentence.kind))
             continue
         item = sample.truth.findings[sentence.finding]
-        grade, sided = ontology.grade(item.code, item.size), item.side in ("left", "right")
+        grade = ontology.grade(item.code, item.size if sentence.measured else None)
+        sided = item.side in ("left", "right")
         found.append(finding_templates(sample.language, item.code, item.change, grade, sided=sided))
     return found
 

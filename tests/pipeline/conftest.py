@@ -121,7 +121,7 @@ class FakeModel:
     def read(self, batch: Batch) -> Batch:
         return batch
 
-    def write(self, batch: Batch, *, tokenizer: Any, language: str) -> list[GeneratedReport]:
+    def write(self, batch: Batch, *, tokenizer: Any, language: str, sampling: Any) -> list[GeneratedReport]:
         self.batches.append(batch)
         reports = []
         for b in range(batch.size):
