@@ -55,7 +55,7 @@ class Oracle:
         assert batch.volumes is not None
         return [self.samples[self._print(batch.volumes.values[b, 0, 0])] for b in range(batch.size)]
 
-    def generate(self, batch: Batch, *, tokenizer: object, language: str) -> list[GeneratedReport]:
+    def generate(self, batch: Batch, *, tokenizer: object, language: str, sampling: object) -> list[GeneratedReport]:
         assert batch.targets is None
         assert batch.writing is None
         return [self._report(sample, language) for sample in self._known(batch)]
