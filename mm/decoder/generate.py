@@ -128,12 +128,11 @@ class Generated:
 
     def rows(self) -> list[list[int]]:
         """The ids without padding."""
-        lengths = self.ids.lengths.tolist()
-        return [row[:length] for row, length in zip(self.ids.values.tolist(), lengths, strict=True)]
+        return self.ids.rows()
 
     def select(self, rows: Int[Tensor, " R"]) -> "Generated":
         """Some of the rows."""
-        return Generated(Padded(self.ids.values[rows], self.ids.lengths[rows]), self.log_probabilities[rows])
+        return Generated(self.ids.select(rows), self.log_probabilities[rows])
 
 
 @runtime_checkable

@@ -75,8 +75,7 @@ class AnswerTask(WriteTask):
             vectors, words, seen = self.model.read_questions(encoded, batch.writing)
             sentences.append(vectors)
             pictures.append(seen)
-            rows = zip(words.values.tolist(), words.lengths.tolist(), strict=True)
-            asked += [row[:length] for row, length in rows]
+            asked += words.rows()
             answers += [normalise(question.answer) for sample in some for question in sample.questions]
             regions += [question.region for sample in some for question in sample.questions]
         marks = set(data.tokenizer.encode_whole("", 8))

@@ -45,11 +45,11 @@ def fit_canonical(model: MultimodalModel, cache: Cache, data: MultimodalData) ->
             continue
         text = text.to(device)
         both = (images.mask.any(1) & (text.lengths > 0)).nonzero()[:, 0]
-        text = Padded(text.values[both], text.lengths[both])
+        text = text.select(both)
         values.append(images.values[both])
         masks.append(images.mask[both])
         sentences.append(remember(model.text, text))
-        ids += [row[:size] for row, size in zip(text.values.tolist(), text.lengths.tolist(), strict=True)]
+        ids += text.rows()
     if not ids:
         raise ValueError("canonical correlations need images with reports or captions; the training split has none")
     model.canonical.fit(Tokens(torch.cat(values), torch.cat(masks)), torch.cat(sentences), Padded.of(ids).to(device))
