@@ -1,6 +1,7 @@
 import csv
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mm.batch import SLOT_KINDS
 from mm.cli import main as command
 from mm.data.spec import describe, load_spec
 from mm.training.cache import key
-from mm.training.checkpoint import Card
+from mm.training.checkpoint import Card, find
 from mm.training.cli import TrainingCLI, main, prepare
 from mm.training.experts import by_modality, expert_visits
 from mm.training.routing import BIAS_RATE
@@ -326,6 +327,12 @@ def test_modalities_share_the_visits_of_the_findings_they_show() -> None:
     assert got[1, :, 2].tolist() == expected
 
 
-def test_a_checkpoint_without_counts_says_so() -> None:
+def test_a_checkpoint_without_counts_says_so(tmp_path: Path) -> None:
+    assert int(expert_visits("default").sum()) > 0
+    folder = shutil.copytree(find("default"), tmp_path / "uncounted")
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    for stage in card["stages"]:
+        stage.pop("experts", None)
+    (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")
     with pytest.raises(ValueError, match="keeps no counts of experts"):
-        expert_visits("default")
+        expert_visits(folder)
