@@ -335,6 +335,18 @@ def test_calibration_fits_scale_and_threshold() -> None:
     assert torch.equal(none.threshold, torch.full((NUM_FINDINGS,), 0.5))
 
 
+def test_what_the_prior_shows_is_calibrated_on_studies_with_a_prior_alone() -> None:
+    head = make_head()
+    labels = torch.rand(200, NUM_FINDINGS, generator=torch.Generator().manual_seed(0)) < 0.3
+    before = torch.where(labels, -1.0, -3.0)  # told apart, but below the threshold that the head begins with
+    without = torch.full((100, NUM_FINDINGS), 2 * IMPOSSIBLE)
+    head.calibrate_before(torch.cat([before, without]), torch.cat([labels, ~labels[:100]]))
+    assert torch.equal(before.sigmoid() >= head.before_threshold, labels)
+    kept = head.before_threshold.clone()
+    head.calibrate_before(without, ~labels[:100])
+    assert torch.equal(head.before_threshold, kept)
+
+
 def test_wrong_dropout_is_refused() -> None:
     with pytest.raises(ValueError, match="source_dropout"):
         make_head(source_dropout=1.0)
