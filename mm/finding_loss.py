@@ -8,7 +8,8 @@ where the lesion is too small for a voxel of the mask.
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Final
+from types import EllipsisType
+from typing import Final, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -50,43 +51,45 @@ class PictureTruth:
     sides: Int[Tensor, "N K I"]
 
 
-def volume_truth(targets: Targets, maps: Maps, stride: tuple[int, ...]) -> PictureTruth | None:
+At: TypeAlias = tuple[Int[Tensor, " N"], Int[Tensor, " N"]]
+"""Study and visit of each picture."""
+
+
+def volume_truth(targets: Targets, at: At, stride: tuple[int, ...]) -> PictureTruth | None:
     """Truth of the volumes that were seen, or None where the batch has none."""
     if targets.volume_bits is None or targets.count is None:
         return None
     assert targets.centers is not None
     assert targets.sizes is not None
     assert targets.sides is not None
-    at = (maps.study, maps.visit)
     count, centers = targets.count[at], targets.centers[at]
     valid = torch.arange(centers.shape[2], device=count.device) < count[..., None]
     share = pool_bits(targets.volume_bits[at], stride)
     return PictureTruth(share, valid, centers, targets.sizes[at], targets.sides[at])
 
 
-def image_truth(targets: Targets, maps: Maps, stride: tuple[int, ...]) -> PictureTruth | None:
+def image_truth(targets: Targets, at: At, stride: tuple[int, ...]) -> PictureTruth | None:
     """Truth of the images that were seen, or None where the batch has none.
 
     An image has no sizes of its own: those of the current volume are its targets, where they are known.
     """
     if targets.image_bits is None or targets.image_count is None:
         return None
+    study = at[0]
     assert targets.image_centers is not None
     assert targets.image_sides is not None
-    count, centers, sides = (
-        item[maps.study] for item in (targets.image_count, targets.image_centers, targets.image_sides)
-    )
+    count, centers, sides = (item[study] for item in (targets.image_count, targets.image_centers, targets.image_sides))
     valid = torch.arange(centers.shape[2], device=count.device) < count[..., None]
     sizes = torch.zeros_like(centers[..., 0])
     if targets.sizes is not None and targets.sides is not None and targets.count is not None:
         # Of the volume's instances on the same side, the largest.
-        current = targets.sizes[maps.study, 0]
-        there = torch.arange(current.shape[2], device=count.device) < targets.count[maps.study, 0][..., None]
+        current = targets.sizes[study, 0]
+        there = torch.arange(current.shape[2], device=count.device) < targets.count[study, 0][..., None]
         for side in range(NUM_SLOTS):
-            same = there & (targets.sides[maps.study, 0] == side)
+            same = there & (targets.sides[study, 0] == side)
             largest = (current * same).amax(-1, keepdim=True)
             sizes = torch.where(valid & (sides == side), largest, sizes)
-    return PictureTruth(pool_bits(targets.image_bits[maps.study], stride), valid, centers, sizes, sides)
+    return PictureTruth(pool_bits(targets.image_bits[study], stride), valid, centers, sizes, sides)
 
 
 def pool_bits(bits: Int[Tensor, "N *voxels"], stride: tuple[int, ...]) -> Float[Tensor, "N K *cells"]:  # noqa: F821
@@ -131,12 +134,13 @@ def picture_losses(
         stride: Voxels a cell.
         spacing_mm: Of voxels.
     """
+    chosen = list(relevant)
     center_cells = _center_cells(truth, maps.maps.shape[2:], stride)
     region, region_center, region_size = _slot_losses(maps, truth, relevant, stride)
     peak_center, peak_size = _peak_losses(maps, truth, read_peaks, relevant, stride, spacing_mm)
     positive = (truth.share >= REGION_SHARE) | (center_cells > 1)
     return {
-        "map": _map_loss(maps.maps, truth.share, center_cells, relevant),
+        "map": _map_loss(maps.maps[:, chosen], truth.share[:, chosen], center_cells[:, chosen], relevant),
         "fill": _fill_loss(maps.fill, truth.share, relevant),
         "side": _side_loss(maps, truth, positive, relevant, stride),
         "region": region,
@@ -145,15 +149,47 @@ def picture_losses(
     }
 
 
+def within(x: Tensor, window: tuple[slice, ...]) -> Tensor:
+    """A window of the last axes."""
+    index: tuple[slice | EllipsisType, ...] = (..., *window)
+    return x[index]
+
+
+def small_losses(
+    maps: Float[Tensor, "N M *window"],
+    truth: PictureTruth,
+    *,
+    findings: tuple[int, ...],
+    stride: tuple[int, ...],
+    window: tuple[slice, ...],
+) -> dict[str, Float[Tensor, ""]]:
+    """Losses of maps that are learnt alone: of the cells, and of presence as the surest cell tells it.
+
+    Args:
+        maps: Logits of `findings` in a window of the picture.
+        truth: Of the whole picture.
+        findings: Of which there are maps.
+        stride: Voxels a cell.
+        window: Which cells, axis by axis.
+    """
+    chosen = list(findings)
+    center_cells = within(_center_cells(truth, truth.share.shape[2:], stride)[:, chosen], window)
+    share = within(truth.share[:, chosen], window)
+    present = ((share > 0) | (center_cells > 1)).flatten(2).any(-1).float()
+    return {
+        "map": _map_loss(maps, share, center_cells, findings),
+        "presence": F.binary_cross_entropy_with_logits(maps.flatten(2).amax(-1), present),
+    }
+
+
 def _map_loss(
-    maps: Float[Tensor, "N K *cells"],
-    share: Float[Tensor, "N K *cells"],
-    center_cells: UInt8[Tensor, "N K *cells"],
+    maps: Float[Tensor, "N R *cells"],
+    share: Float[Tensor, "N R *cells"],
+    center_cells: UInt8[Tensor, "N R *cells"],
     relevant: tuple[int, ...],
 ) -> Float[Tensor, ""]:
-    chosen = list(relevant)
-    peaked = torch.tensor([k in PEAKS for k in chosen], device=maps.device)
-    logits, share, middle, near = (item[:, chosen].flatten(2) for item in (maps, share, center_cells > 1, center_cells))
+    peaked = torch.tensor([k in PEAKS for k in relevant], device=maps.device)
+    logits, share, middle, near = (item.flatten(2) for item in (maps, share, center_cells > 1, center_cells))
     peaked = peaked[:, None]
     positive = torch.where(peaked, (share > 0) | middle, share >= REGION_SHARE)
     undecided = ~peaked & (share > 0)

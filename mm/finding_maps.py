@@ -9,6 +9,7 @@ Axes: N pictures (flattened visits, or studies), K findings, P findings with pea
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Final
@@ -170,7 +171,7 @@ class MapHead(nn.Module):
         *,
         study: Int[Tensor, " N"],
         visit: Int[Tensor, " N"],
-        added: Float[Tensor, "N K *cells"] | None = None,
+        given: Mapping[int, Float[Tensor, "N *cells"]] | None = None,  # noqa: F821
     ) -> Maps:
         """Maps and their sums, in float32 whatever autocast says (masses are sums over thousands of cells).
 
@@ -178,19 +179,20 @@ class MapHead(nn.Module):
             features: Of the cells.
             study: Which study each picture belongs to.
             visit: Which visit of it.
-            added: To the maps' logits, by what reads them elsewhere.
+            given: Logits of the maps of findings that are read elsewhere (`mm.finding_small`), by finding.
         """
         with torch.autocast(features.device.type, enabled=False):
-            return self._forward(features.float(), study, visit, None if added is None else added.float())
+            return self._forward(features.float(), study, visit, given or {})
 
-    def _forward(self, features: Tensor, study: Tensor, visit: Tensor, added: Tensor | None) -> Maps:
+    def _forward(self, features: Tensor, study: Tensor, visit: Tensor, given: Mapping[int, Tensor]) -> Maps:
         shape = tuple(features.shape[2:])
         x = features.flatten(2)
         cells = self.cells.weight @ x + self.cells.bias[:, None]
         maps, fill = cells[:, :NUM_FINDINGS], cells[:, NUM_FINDINGS : 2 * NUM_FINDINGS]
         side = cells[:, 2 * NUM_FINDINGS :]
-        if added is not None:
-            maps = maps + added.flatten(2)
+        if given:
+            rows = [given[k].float().flatten(1) if k in given else row for k, row in enumerate(maps.unbind(1))]
+            maps = torch.stack(rows, dim=1)
         N, K = maps.shape[:2]
         # How much a cell belongs to a slot: the whole picture, the patient's left, the patient's right.
         slots = torch.cat([torch.ones_like(side), side.sigmoid(), (-side).sigmoid()], dim=1)

@@ -1,40 +1,49 @@
-"""What the statistics of a volume's cells say of findings that are a voxel or two wide, such as arterial calcium.
+"""Maps of findings that are a voxel or two wide, such as arterial calcium, from what the voxels of each cell say.
 
 They go beside the network and not through it: features of the pyramid that have seen 9,000 patients tell nothing of
-calcification (a head of its own on them: AUROC .43), the statistics do (.85 for 50 mm3 and more, docs/results.md).
-Learning it takes thousands of steps all the same: the shipped model has not got there.
+calcification (a head of its own on them: AUROC .43), statistics of the cells do (docs/results.md).
 """
+
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mm.finding_maps import NUM_FINDINGS, coordinates
+from mm import ontology
+from mm.finding_maps import PRIOR_LOGIT, coordinates
+
+SMALL: Final = (ontology.INDEX["calcification"],)
+"""Findings whose maps are made here."""
 
 
 class SmallFindings(nn.Module):
-    """Two convolutions over statistics and places; their result is added to the features and to the maps.
+    """Two convolutions over statistics and places.
 
     Args:
         in_channels: Of the statistics (`mm.encoders.cells`).
-        channels: Of the features they are added to.
         hidden: Channels in between.
     """
 
-    def __init__(self, in_channels: int, *, channels: int, hidden: int = 16) -> None:
+    def __init__(self, in_channels: int, *, hidden: int = 16) -> None:
         super().__init__()
         self.first = nn.Conv3d(in_channels + 3, hidden, 3, padding=1)
         self.second = nn.Conv3d(hidden, hidden, 3, padding=1)
-        self.features = nn.Conv3d(hidden, channels, 1, bias=False)
-        self.maps = nn.Conv3d(hidden, NUM_FINDINGS, 1, bias=False)
-        for added in (self.features, self.maps):
-            nn.init.normal_(added.weight, std=0.02)  # a head that has learnt without them hardly notices
+        self.maps = nn.Conv3d(hidden, len(SMALL), 1)
+        assert self.maps.bias is not None
+        nn.init.constant_(self.maps.bias, PRIOR_LOGIT)
 
     def forward(
-        self, statistics: Float[Tensor, "N S z y x"]
-    ) -> tuple[Float[Tensor, "N C z y x"], Float[Tensor, "N K z y x"]]:
-        """What is added to the features, and to the logits of the maps."""
-        place = coordinates(statistics).expand(len(statistics), -1, -1, -1, -1)
-        hidden = F.gelu(self.second(F.gelu(self.first(torch.cat([statistics, place], dim=1)))))
-        return self.features(hidden), self.maps(hidden)
+        self, statistics: Float[Tensor, "N S z y x"], *, place: Float[Tensor, "1 3 z y x"] | None = None
+    ) -> Float[Tensor, "N M z y x"]:
+        """Logits of the maps of `SMALL`.
+
+        Args:
+            statistics: Of the cells.
+            place: Where the cells lie (`coordinates`) if they are a part of the volume; None: they are all of it.
+        """
+        place = coordinates(statistics) if place is None else place
+        known = torch.cat([statistics, place.expand(len(statistics), -1, -1, -1, -1)], dim=1)
+        hidden = F.gelu(self.second(F.gelu(self.first(known))))
+        return self.maps(hidden)  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from mm.batch import BySource, DetectedFinding, Movable, Targets, Tokens
 from mm.calibration import best_instance_threshold, best_threshold, fit_scaling
 from mm.finding_loss import WEIGHTS, image_truth, picture_losses, volume_truth
 from mm.finding_maps import NUM_FINDINGS, FeaturePyramid, ImageCells, MapHead, Maps, PeakHead
-from mm.finding_small import SmallFindings
+from mm.finding_small import SMALL, SmallFindings
 from mm.history import FOLLOWED, IMPOSSIBLE, History, HistoryHead, no_history, scatter
 from mm.transformer import CrossAttention, RMSNorm, SwiGLU
 
@@ -164,7 +164,7 @@ class FindingHead(nn.Module):
         if volume_widths is not None:
             *statistics, detail, fine, middle, coarse = volume_widths
             self.pyramid = FeaturePyramid((detail, fine, middle, coarse), channels=channels)
-            self.small = SmallFindings(statistics[0], channels=channels) if statistics else None
+            self.small = SmallFindings(statistics[0]) if statistics else None
             self.volume_maps = MapHead(channels, stride=volume_stride, width=width, hidden=hidden)
             self.volume_peaks = PeakHead(channels, dims=3)
             self.history = HistoryHead(width, history)
@@ -204,11 +204,10 @@ class FindingHead(nn.Module):
         """Maps of volumes, given as the levels of their pyramid; visits are flattened."""
         assert self.pyramid is not None, "this head was made without volumes"
         assert self.volume_maps is not None
-        features, added = self.pyramid(pyramid[-4:]), None
+        features, given = self.pyramid(pyramid[-4:]), {}
         if self.small is not None:
-            more, added = self.small(pyramid[0])
-            features = features + more
-        return self.volume_maps(features, study=study, visit=visit, added=added)  # type: ignore[no-any-return]
+            given = dict(zip(SMALL, self.small(pyramid[0]).unbind(1), strict=True))
+        return self.volume_maps(features, study=study, visit=visit, given=given)  # type: ignore[no-any-return]
 
     def see_images(self, pyramid: tuple[Tensor, ...], *, study: Int[Tensor, " N"]) -> Maps:
         """Maps of X-rays, given as the levels of their pyramid."""
@@ -301,7 +300,7 @@ class FindingHead(nn.Module):
             (outputs.image, image_truth, self.image_peaks, "image", self.image_stride, self.pixel_mm),
         ]
         for maps, truth_of, peaks, source, stride, spacing in pictures:
-            truth = None if maps is None else truth_of(targets, maps, stride)
+            truth = None if maps is None else truth_of(targets, (maps.study, maps.visit), stride)
             if maps is None or truth is None or len(maps.study) == 0:
                 continue
             assert peaks is not None

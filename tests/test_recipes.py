@@ -128,7 +128,7 @@ def test_questions_with_and_without_images_are_the_same_recipe() -> None:
 def test_stages_follow_each_other() -> None:
     """Each stage starts where the one before writes, and the first of them makes all parts."""
     folders = []
-    for name in ("xray", "sound", "findings", "mirror", "history", "align", "report"):
+    for name in ("xray", "sound", "findings", "mirror", "small", "reading", "history", "align", "report"):
         content = recipe(f"train_{name}_phantom")
         start = content["model"]["init_args"].get("init_from")
         assert start == (folders[-1] if folders else None)

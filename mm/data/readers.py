@@ -53,6 +53,7 @@ def open_split(
             split=split,
             priors=spec.priors,
             inputs=inputs,
+            every_other=part.every_other,
         )
     return TableDataset(spec, split, inputs=inputs, studies=studies)
 

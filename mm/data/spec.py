@@ -23,10 +23,18 @@ Format = Literal["jsonl", "csv", "parquet", "files"]
 
 @dataclass(frozen=True)
 class PhantomSplit:
-    """Procedural patients `seed`-0 ... `seed`-(studies-1)."""
+    """Procedural patients `seed`-0 ... `seed`-(studies-1).
+
+    Attributes:
+        studies: How many.
+        seed: Of the patients.
+        every_other: A finding that every other patient has, beside those who have it anyway; for a stage that learns
+            a rare one.
+    """
 
     studies: int
     seed: int
+    every_other: str | None = None
 
 
 @dataclass(frozen=True)

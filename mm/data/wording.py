@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from mm.batch import FindingTruth, Language, Sample, Truth
 from mm.data.record import parse_record
 from mm.phantom import text
-from mm.phantom.dataset import PhantomDataset, Words, labelled, language_of, patient_seed, words
+from mm.phantom.dataset import PhantomDataset, Words, labelled, language_of, words
 from mm.phantom.patient import Patient, draw_patient
 from mm.phantom.questions import questions
 from mm.phantom.record import render_record
@@ -44,7 +44,7 @@ class PhantomWords(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Report, text, questions and findings of patient `index`."""
         source = self.rendered
-        patient = _drawn(patient_seed(source.seed, index))
+        patient = _drawn(source.patient_seed(index))
         visits = patient.visits[: 1 + source.priors]
         days = visits[1].days if len(visits) > 1 else None
         findings = labelled(patient.findings, inputs=source.inputs, compared=days is not None)

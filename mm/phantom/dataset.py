@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Final, Literal
 
 import numpy as np
@@ -75,6 +76,7 @@ class PhantomDataset(torch.utils.data.Dataset[Sample]):
         split: Literal["train", "val", "test"],
         priors: int = 1,
         inputs: Sequence[Modality] = _SOURCES,
+        every_other: str | None = None,
     ) -> None:
         """Draws nothing yet.
 
@@ -85,23 +87,34 @@ class PhantomDataset(torch.utils.data.Dataset[Sample]):
             priors: Earlier volumes rendered for each patient, at most. Without any, nothing has changed
                 and nothing is resolved as far as the labels go.
             inputs: The modalities rendered. A finding that none of them shows counts as absent.
+            every_other: Code of a finding that patients of an even index have: they are drawn until they do.
 
         Raises:
-            ValueError: `studies` or `priors` is negative, or `inputs` has an unknown name.
+            ValueError: `studies` or `priors` is negative, or `inputs` or `every_other` has an unknown name.
         """
         if studies < 0 or priors < 0:
             raise ValueError(f"studies and priors must not be negative, got {studies} and {priors}")
         unknown = [item for item in inputs if item not in _SOURCES]
         if unknown:
             raise ValueError(f"inputs must be among {', '.join(_SOURCES)}; got {', '.join(unknown)}")
+        if every_other is not None and every_other not in ontology.CODES:
+            raise ValueError(f"every_other must be among {', '.join(ontology.CODES)}; got {every_other!r}")
         self.studies = studies
         self.seed = seed
+        self.every_other = every_other
         self.split: Literal["train", "val", "test"] = split
         self.inputs = tuple(inputs)
         self.priors = priors if "volume" in self.inputs else 0
 
     def __len__(self) -> int:
         return self.studies
+
+    def patient_seed(self, index: int) -> int:
+        """The seed of patient `index`."""
+        if self.every_other is None or index % 2:
+            return patient_seed(self.seed, index)
+        seeds = (patient_seed(self.seed, index, drawn=drawn) for drawn in count())
+        return next(seed for seed in seeds if self.every_other in draw_patient(seed).present)
 
     def __getitem__(self, index: int) -> Sample:
         """Renders one patient.
@@ -111,7 +124,7 @@ class PhantomDataset(torch.utils.data.Dataset[Sample]):
         """
         if not 0 <= index < self.studies:
             raise IndexError(f"index {index} of {self.studies} studies")
-        patient = draw_patient(patient_seed(self.seed, index))
+        patient = draw_patient(self.patient_seed(index))
         visits = patient.visits[: 1 + self.priors] if "volume" in self.inputs else ()
         days = visits[1].days if len(visits) > 1 else None
         findings = labelled(patient.findings, inputs=self.inputs, compared=days is not None)
@@ -147,9 +160,16 @@ class PhantomDataset(torch.utils.data.Dataset[Sample]):
         )
 
 
-def patient_seed(seed: int, index: int) -> int:
-    """The seed of one patient of a set; 48 bits of a hash, so that sets of different seeds don't overlap."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:6], "big")
+def patient_seed(seed: int, index: int, *, drawn: int = 0) -> int:
+    """The seed of one patient of a set; 48 bits of a hash, so that sets of different seeds don't overlap.
+
+    Args:
+        seed: Of the set.
+        index: In the set.
+        drawn: How many were drawn for this place before, and put back.
+    """
+    name = f"{seed}/{index}/{drawn}" if drawn else f"{seed}/{index}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
 
 def header(patient: Patient, visit: int) -> Header:

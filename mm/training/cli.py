@@ -35,13 +35,14 @@ from mm.training.history import HistoryTask
 from mm.training.joint import JointTask
 from mm.training.rebuild import check_vocabulary
 from mm.training.resume import AtomicCheckpointIO, StepCheckpoint
+from mm.training.small import SmallTask
 from mm.training.task import Task
 from mm.training.write import WriteTask
 from mm.trust import restrict_imports
 
 log = logging.getLogger(__name__)
 
-TASKS = (FindingsTask, HistoryTask, AlignTask, WriteTask, AnswerTask, JointTask)
+TASKS = (FindingsTask, SmallTask, HistoryTask, AlignTask, WriteTask, AnswerTask, JointTask)
 """Named in YAML by class name alone, because they are imported here."""
 VERBS = ("fit", "validate", "test", "predict")
 _LOAD = get_loader("yaml")

@@ -127,6 +127,18 @@ def test_without_a_prior_nothing_has_changed():
     assert alone == tuple(replace(item, change="unknown") for item in patient.findings if item.present)
 
 
+def test_every_other_patient_has_what_is_asked_for_and_the_others_are_the_same():
+    rich = PhantomDataset(studies=12, seed=4, split="train", inputs=("record",), every_other="calcification")
+    plain = PhantomDataset(studies=12, seed=4, split="train", inputs=("record",))
+    drawn = [draw_patient(rich.patient_seed(index)).present for index in range(12)]
+    assert all("calcification" in present for present in drawn[::2])
+    assert not all("calcification" in present for present in drawn[1::2])
+    assert all(rich.patient_seed(index) == plain.patient_seed(index) for index in range(1, 12, 2))
+    assert len({rich.patient_seed(index) for index in range(12)}) == 12
+    with pytest.raises(ValueError, match="every_other must be among nodule"):
+        PhantomDataset(studies=1, seed=0, split="train", every_other="plaque")
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="priors"):
         PhantomDataset(studies=1, seed=0, split="train", priors=-1)
