@@ -96,7 +96,8 @@ def test_training_recipes_make_their_task(
     unfrozen = recipe(name)["model"]["init_args"].get("unfreeze", [])
     expected = (set(type(cli.model).trains) & made) - set(frozen) | set(unfrozen)
     assert set(cli.model.learning) == expected
-    if "digits" not in name:  # those are models of sounds and words alone
+    # Those are of models of sounds and words alone, and of volumes with statistics, which the tiny model hasn't.
+    if "digits" not in name and name != "train_small_phantom":
         assert set(type(cli.model).trains) <= made  # nothing it would train is missing
 
 

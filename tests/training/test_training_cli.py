@@ -19,7 +19,7 @@ from mm.cli import main as command
 from mm.data.spec import describe, load_spec
 from mm.training.cache import key
 from mm.training.checkpoint import Card, find
-from mm.training.cli import TrainingCLI, main, prepare
+from mm.training.cli import TrainingCLI, affordable, main, prepare
 from mm.training.experts import by_modality, expert_visits
 from mm.training.routing import BIAS_RATE
 from mm.training.write import questions
@@ -336,3 +336,16 @@ def test_a_checkpoint_without_counts_says_so(tmp_path: Path) -> None:
     (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")
     with pytest.raises(ValueError, match="keeps no counts of experts"):
         expert_visits(folder)
+
+
+def test_bfloat16_is_asked_of_processors_that_have_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert affordable("bf16-mixed", accelerator="cpu") == "bf16-mixed"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert affordable("bf16-mixed", accelerator="cpu") == "32-true"
+    assert affordable("bf16-mixed", accelerator="cuda") == "bf16-mixed"
+    assert affordable("32-true", accelerator="cpu") == "32-true"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert affordable("bf16-mixed", accelerator="auto") == "bf16-mixed"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert affordable("bf16-mixed", accelerator="auto") == "32-true"
