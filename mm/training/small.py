@@ -1,6 +1,6 @@
 """Behind the findings stage: findings of a voxel or two, learnt alone from what the voxels of each cell say.
 
-They need ten times as many patients as a joint stage sees, and no network under them: a step costs what rendering does.
+They need more patients than a stage with the tower can afford, and no tower: a step costs what rendering does.
 """
 
 import logging
@@ -23,7 +23,6 @@ from mm.training.scores import area_under_curve, best_f1
 from mm.training.task import Task
 
 log = logging.getLogger(__name__)
-
 
 WINDOW: Final = 0.65
 """Share of each axis that a step looks at: a quarter of the cells, in which nearly as much is to be learnt."""
