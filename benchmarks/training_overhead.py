@@ -54,13 +54,14 @@ class ByHand:
         # In the optimizer's order, as Lightning's: another one rounds the norm otherwise.
         self.parameters = [item for group in self.optimizer.param_groups for item in group["params"]]
         self.clip = clip
+        self.narrow = True
 
     def step(self, numbered: Numbered, *, rates: list[float]) -> Tensor:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.optimizer.zero_grad()
         # Without torch's cache of narrowed weights, as Lightning: with it gradients of shared weights round otherwise.
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.narrow, cache_enabled=False):
             loss = torch.stack([item.float() for item in self.task.losses(numbered).values()]).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
@@ -81,6 +82,7 @@ class Alternate(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
         self.by_hand.task._caches = pl_module._caches  # noqa: SLF001
+        self.by_hand.narrow = trainer.precision == "bf16-mixed"  # else the processor has no instructions for it
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Numbered, batch_idx: int) -> None:
         self._rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
