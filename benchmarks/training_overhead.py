@@ -80,7 +80,7 @@ class Alternate(Callback):
         self._loss: Tensor | None = None
         self._rates: list[float] = []
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.by_hand.task._caches = pl_module._caches  # noqa: SLF001
         self.by_hand.narrow = trainer.precision == "bf16-mixed"  # else the processor has no instructions for it
 
