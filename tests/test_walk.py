@@ -17,6 +17,7 @@ from mm import ontology
 from mm.batch import Modality, Sample
 from mm.data.collate import collate
 from mm.data.record import parse_record
+from mm.data.tokenizer import PLACEHOLDERS
 from mm.decoder.generate import Sampling
 from mm.dicom.scan import scan
 from mm.dicom.volume import read_volume
@@ -133,7 +134,8 @@ def test_the_fields_of_report_json(walk: Walk, loaded: Loaded) -> None:
         assert {item["code"] for item in content["findings"]} == set(ontology.CODES)
         about = {item["finding"] for item in content["sentences"]} - {None}
         assert {content["findings"][index]["code"] for index in about} >= {"nodule", "effusion", "infection"}
-        assert all("<" not in item["text"] for item in content["sentences"])
+        # What an untrained decoder draws can hold a "<" of its own, but no placeholder that wasn't filled.
+        assert not any(name in item["text"] for name in PLACEHOLDERS for item in content["sentences"])
         assert {item["language"] for item in content["sentences"]} == {"en", "zh"}
 
 
