@@ -22,6 +22,7 @@ from mm.findings import Evidence
 from mm.history import History
 from mm.model import MultimodalModel
 from mm.phantom.table import table_digest
+from mm.training.precision import slow_in_bfloat16
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def _fill(model: MultimodalModel, data: MultimodalData, split: Split, *, folder:
     loader = data.loader(split, start=start, everything=True)
     assert size > start
     for _, batch in track(loader, description=f"encoding {split}", transient=True):
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=not slow_in_bfloat16(device.type)):
             encoded = model.encode(batch.to(device)).without_maps()
         rows.append({name: _kept(name, item) for name, item in flatten(encoded).items() if "embeddings" not in name})
         gathered += batch.size

@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace, get_loader, set_loader
 from lightning.pytorch import Trainer
@@ -34,6 +33,7 @@ from mm.training.answer import AnswerTask
 from mm.training.findings import FindingsTask
 from mm.training.history import HistoryTask
 from mm.training.joint import JointTask
+from mm.training.precision import affordable
 from mm.training.rebuild import check_vocabulary
 from mm.training.resume import AtomicCheckpointIO, StepCheckpoint
 from mm.training.small import SmallTask
@@ -116,24 +116,6 @@ def prepare(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             words += ["--config", str(mm.shipped(value))]
     return words, trust
-
-
-def affordable(precision: Any, *, accelerator: str) -> Any:
-    """The precision that was asked for, or float32 where bfloat16 would be computed without instructions for it.
-
-    On a processor with AVX2 alone a 3-D convolution in bfloat16 takes some twenty times as long as in float32.
-
-    Args:
-        precision: As Lightning's `Trainer` takes it.
-        accelerator: Likewise.
-    """
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-    if not on_cpu or not str(precision).startswith("bf16"):
-        return precision
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "NO AVX"):
-        return precision
-    log.info("float32 in the place of precision %s: this processor has no instructions for bfloat16", precision)
-    return "32-true"
 
 
 class TrainingCLI(LightningCLI):

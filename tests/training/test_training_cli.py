@@ -19,8 +19,9 @@ from mm.cli import main as command
 from mm.data.spec import describe, load_spec
 from mm.training.cache import key
 from mm.training.checkpoint import Card, find
-from mm.training.cli import TrainingCLI, affordable, main, prepare
+from mm.training.cli import TrainingCLI, main, prepare
 from mm.training.experts import by_modality, expert_visits
+from mm.training.precision import affordable
 from mm.training.routing import BIAS_RATE
 from mm.training.write import questions
 
