@@ -51,7 +51,7 @@ def cell_statistics(x: Float[Tensor, "N 1 Z Y X"]) -> Float[Tensor, "N C z y x"]
 def _mean_around(x: Float[Tensor, "N Z Y X"]) -> Float[Tensor, "N Z Y X"]:
     """Mean of the box `AROUND` each voxel, one axis after the other; at the border of the part that is there.
 
-    Sums of shifted copies: pooling of stride 1 (`F.avg_pool3d`) is the same and takes ten times as long.
+    Sums of shifted copies: pooling of stride 1 (`F.avg_pool3d`) is the same and takes two to five times as long.
     """
     for axis, size in enumerate(AROUND, start=1):
         half, length = size // 2, x.shape[axis]

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 def slow_in_bfloat16(device: str) -> bool:
     """Whether a device has no instructions for bfloat16: a processor with AVX2 alone.
 
-    A 3-D convolution in bfloat16 takes some twenty times as long there as in float32.
+    A 3-D convolution of 16 channels in bfloat16 takes two hundred times as long there as in float32 (Zen 3).
 
     Args:
         device: Its type, such as `cpu`.

@@ -20,7 +20,7 @@ def words(checkpoint: Path, folder: Path) -> list[str]:
     run = ["fit", "-c", "train_small_phantom", "--trainer.default_root_dir", str(folder / "run")]
     run += ["--model.init_args.init_from", str(checkpoint), "--model.init_args.warmup_steps", "1"]
     run += ["--data.train_studies", "4", "--data.val_studies", "4", "--data.workers", "0", "--data.batch_size", "2"]
-    run += ["--trainer.max_epochs", "1", "--trainer.max_steps", "-1", "--trainer.val_check_interval", "null"]
+    run += ["--trainer.max_epochs", "1", "--trainer.max_steps", "-1"]
     return [*run, "--trainer.logger.init_args.save_dir", str(folder / "logs")]
 
 
